@@ -1,0 +1,136 @@
+"""The contenders: each way to make an image readable, as a block that takes it down again."""
+
+import contextlib
+import itertools
+import os
+import pwd
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import processes
+from processes import daemon, run, unmount, wait_until
+
+# nbdkit refuses longer blocks unless told otherwise; this is the most it can.
+LONGEST_BLOCK = "xz-max-block=4G"
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the measured programs are, and where they may work."""
+
+    loopmount: str
+    work: Path
+
+    def place(self, user: bool) -> Path:
+        """A new empty folder that belongs to who will use it."""
+        place = self.work / f"{next(_numbers)}"
+        place.mkdir()
+        if user:
+            os.chown(place, *_ids())
+        return place
+
+    def command(self, command: list[str], user: bool) -> list[str]:
+        """`command` as root or as the ordinary user."""
+        return processes.as_user(command, self.home()) if user else command
+
+    def home(self) -> Path:
+        """The ordinary user's."""
+        home = self.work / "home"
+        if not home.exists():
+            home.mkdir(mode=0o700)
+            os.chown(home, *_ids())
+        return home
+
+    @contextlib.contextmanager
+    def loopmount_tree(self, image: str, user: bool, *options: str):
+        """`loopmount IMAGE DIR`."""
+        yield from self._loopmount(image, self.place(user), user, *options)
+
+    @contextlib.contextmanager
+    def loopmount_file(self, image: str, user: bool, *options: str):
+        """`loopmount --fuse IMAGE FILE`."""
+        yield from self._loopmount(image, self.place(user) / "disk", user, "--fuse", *options)
+
+    def _loopmount(self, image: str, target: Path, user: bool, *options: str):
+        run(self.command([self.loopmount, *options, image, str(target)], user))
+        try:
+            yield target
+        finally:
+            unmount(self.command([self.loopmount, "-u", str(target)], user))
+            processes.reap()
+
+    @contextlib.contextmanager
+    def nbdkit_file(self, source: list[str], user: bool, *filters: str):
+        """`nbdkit PLUGIN ...` shown as a file by nbdfuse; a filter is its name, or name=value of it."""
+        place = self.place(user)
+        socket, target = place / "socket", place / "disk"
+        names = [f"--filter={name}" for name in filters if "=" not in name]
+        values = [value for value in filters if "=" in value]
+        server = ["nbdkit", "--foreground", "--readonly", f"--unix={socket}", *names, *source, *values]
+        target.touch()
+        if user:
+            os.chown(target, *_ids())
+        with daemon(self.command(server, user)) as serving:
+            wait_until(socket.exists, "nbdkit", serving)
+            client = ["nbdfuse", "--readonly", str(target), f"nbd+unix:///?socket={socket}"]
+            with self._fuse(client, target, user):
+                yield target
+
+    @contextlib.contextmanager
+    def nbdkit_tree(self, source: list[str], user: bool, *filters: str):
+        """The same, its first partition mounted: by loop and the kernel, or as a user by fuse2fs."""
+        if user:
+            with self.nbdkit_file(source, True, "partition", "partition=1", *filters) as disk:
+                target = self.place(True)
+                client = ["fuse2fs", "-f", "-o", "ro", str(disk), str(target)]
+                with self._fuse(client, target, True):
+                    yield target
+        else:
+            with self.nbdkit_file(source, False, *filters) as disk, self.kernel_tree(disk) as target:
+                yield target
+
+    @contextlib.contextmanager
+    def _fuse(self, command: list[str], target: Path, user: bool):
+        """A FUSE program that stays in the foreground."""
+        with daemon(self.command(command, user)) as serving:
+            wait_until(lambda: _is_mounted(target), command[0], serving)
+            try:
+                yield
+            finally:
+                unmount(self.command(["fusermount3", "-u", str(target)], user))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    serving.wait(10)
+
+    @contextlib.contextmanager
+    def loop_device(self, disk: Path, *options: str):
+        """The kernel's own loop device."""
+        command = ["losetup", "--find", "--show", "--read-only", *options, str(disk)]
+        device = run(command).strip()
+        try:
+            yield Path(device)
+        finally:
+            run(["losetup", "--detach", device])
+
+    @contextlib.contextmanager
+    def kernel_tree(self, disk: Path):
+        """The first partition of a disk, mounted as `mount -o loop` would."""
+        target = self.place(False)
+        # One command as a user would type it, with the offset that fdisk tells.
+        run(["mount", "-t", "ext4", "-o", "ro,loop,offset=1048576", str(disk), str(target)])
+        try:
+            yield target
+        finally:
+            unmount(["umount", str(target)])
+
+
+def _ids() -> tuple[int, int]:
+    entry = pwd.getpwnam(processes.USER)
+    return entry.pw_uid, entry.pw_gid
+
+
+def _is_mounted(target: Path) -> bool:
+    # Not stat(2): a FUSE mount of another user cannot be looked into, even by root.
+    with open("/proc/self/mountinfo") as mounts:
+        return any(line.split()[4] == str(target) for line in mounts)

@@ -1,0 +1,131 @@
+//! Attaching a FUSE connection to a mount point, and taking it away.
+//!
+//! With the right to mount, mount(2) is called here; without it, `fusermount3` (package fuse3,
+//! setuid root) does it on the user's behalf.
+
+mod direct;
+mod fusermount;
+mod read_ahead;
+mod target;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nbdserve::{Error, Kind, Result};
+use rustix::io::Errno;
+
+pub use read_ahead::set_read_ahead;
+
+/// What to mount and how.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// The source in the mount table, by which the unit is found again: `loopmount:ID`.
+    pub source: String,
+    /// The part after `fuse.` in the type of the mount table.
+    pub subtype: String,
+    /// No write reaches the server.
+    pub read_only: bool,
+    /// Whether the root of the mount is a directory; else it is a regular file. The mount point
+    /// must be of the same type.
+    pub is_dir: bool,
+    /// Let other users in, within what owners and modes allow: these count for everybody then.
+    /// As a user this needs `user_allow_other` in /etc/fuse.conf.
+    pub allow_other: bool,
+    /// No program on it can be run.
+    pub no_exec: bool,
+    /// Mount over a directory with entries or over a file with bytes, which are hidden then.
+    pub over_non_empty: bool,
+}
+
+impl MountOptions {
+    /// Read-only, for the mounting user alone, over an empty mount point.
+    #[must_use]
+    pub fn new(source: impl Into<String>, is_dir: bool) -> Self {
+        Self {
+            source: source.into(),
+            subtype: "loopmount".to_owned(),
+            read_only: true,
+            is_dir,
+            allow_other: false,
+            no_exec: false,
+            over_non_empty: false,
+        }
+    }
+}
+
+/// Mounts a new FUSE connection on `target` and gives the descriptor to serve it with; nosuid and
+/// nodev always. Nothing on the mount answers before the descriptor is served, and the mount is
+/// dead as soon as the descriptor is closed.
+///
+/// `target` may be relative and hold any byte. It is resolved once; where the mount is made here,
+/// it is made on the very file that was checked.
+///
+/// # Errors
+/// `Denied` where a right is missing, `Unsupported` where FUSE or its helper is, `Io` else; the
+/// hint says what to do.
+pub fn mount(target: &Path, opts: &MountOptions) -> Result<OwnedFd> {
+    check_name(&opts.source)?;
+    check_name(&opts.subtype)?;
+    let target = target::Target::open(target, opts)?;
+    match direct::mount(&target, opts)? {
+        direct::Outcome::Mounted(fd) => Ok(fd),
+        direct::Outcome::NotPermitted => fusermount::mount(target.path(), opts),
+    }
+}
+
+/// How to unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Only when nobody uses it.
+    Normal,
+    /// Take it out of the mount table now; it vanishes with its last user.
+    Lazy,
+}
+
+/// What became of an unmount that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Unmounted {
+    /// It is out of the mount table.
+    Done,
+    /// Somebody uses it; nothing was changed. Never with [`Mode::Lazy`].
+    Busy,
+    /// Nothing is mounted there.
+    NotMounted,
+}
+
+/// Unmounts what is mounted on `target`, without asking the file system behind it anything: its
+/// server may be dead. The last component of `target` is not followed if it is a symbolic link.
+///
+/// # Errors
+/// `Denied` where a right is missing, `Io` else.
+pub fn unmount(target: &Path, mode: Mode) -> Result<Unmounted> {
+    let path = target::without_touching(target)?;
+    let mut flags = rustix::mount::UnmountFlags::NOFOLLOW;
+    if mode == Mode::Lazy {
+        flags |= rustix::mount::UnmountFlags::DETACH;
+    }
+    match rustix::mount::unmount(&path, flags) {
+        Ok(()) => Ok(Unmounted::Done),
+        Err(Errno::BUSY) => Ok(Unmounted::Busy),
+        Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => Ok(Unmounted::NotMounted),
+        Err(Errno::PERM) => fusermount::unmount(&path, mode),
+        Err(errno) => Err(Error::io(
+            format!("cannot unmount {}", path.display()),
+            errno,
+        )),
+    }
+}
+
+/// Source and subtype become part of an option string and of the mount table: nothing in them may
+/// end an option or a field.
+fn check_name(name: &str) -> Result<()> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.:+@".contains(c);
+    if !name.is_empty() && name.len() <= 128 && name.chars().all(good) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        format!("{name:?} cannot be the name of a mount: 1 to 128 of a-z A-Z 0-9 - _ . : + @"),
+    ))
+}

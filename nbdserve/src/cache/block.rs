@@ -1,0 +1,512 @@
+//! One block: a row of pieces that appear in order while it is decoded, and those who wait.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::budget::Reservation;
+use super::temp::TempFile;
+use crate::{Error, Kind, Result};
+
+/// Bytes of a piece; the last one of a block may be shorter.
+pub(super) const PIECE: usize = 256 << 10;
+/// [`PIECE`] as a file or device offset.
+pub(super) const PIECE_BYTES: u64 = PIECE as u64;
+/// A wait looks this often whether it was cancelled.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Decoded bytes of a piece.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// All zero: no memory.
+    Zero,
+    Data(Box<[u8]>),
+}
+
+/// Where the pieces of a block are kept.
+#[derive(Debug)]
+pub(super) enum Store {
+    Memory(Box<[OnceLock<Piece>]>),
+    /// In a temp file, the first byte at `base`.
+    File {
+        file: Arc<TempFile>,
+        base: u64,
+    },
+}
+
+/// A block of decoded bytes, complete or not.
+#[derive(Debug)]
+pub(super) struct Block {
+    len: u64,
+    pub(super) store: Store,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// The phase is `Done`: what is read needs no lock and no second look.
+    done: AtomicBool,
+    /// Memory of the pieces, given back with the last reader.
+    memory: Mutex<Option<Reservation>>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Bytes from the start that can be read: whole pieces, or all.
+    ready: u64,
+    /// Counts signs of life of the decoder.
+    beats: u64,
+    /// A reader waits, so this is no longer a mere prefetch.
+    wanted: bool,
+    /// Somebody has seen to it that it is decoded on demand.
+    asked: bool,
+    /// Bytes were given to a reader before the check was known.
+    served: bool,
+    /// Which pieces are zero, a bit each. For [`Store::File`] only.
+    zero: Vec<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Nobody decodes it; whoever claims it does.
+    Queued,
+    Running,
+    Done,
+    Failed(Error),
+    /// Given up before it began: ask for the block anew.
+    Dropped,
+}
+
+/// What a wait for bytes of a block has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    Ready,
+    /// The block was dropped; the caller asks for it anew.
+    Again,
+}
+
+/// How long and for what a reader waits.
+pub(super) struct Patience<'a> {
+    /// Ends the wait with an error.
+    pub(super) stop: &'a dyn Fn() -> Result<()>,
+    /// Grows when anything is decoded anywhere: a block in a queue counts that as progress.
+    pub(super) elsewhere: &'a dyn Fn() -> u64,
+    /// Longest time without progress.
+    pub(super) limit: Duration,
+    /// Wait for the check at the block's end.
+    pub(super) verify: bool,
+}
+
+impl Block {
+    pub(super) fn in_memory(len: u64) -> Self {
+        let pieces = len.div_ceil(PIECE_BYTES);
+        let store = (0..pieces).map(|_| OnceLock::new()).collect();
+        Self::new(len, Store::Memory(store))
+    }
+
+    pub(super) fn in_file(len: u64, file: Arc<TempFile>, base: u64) -> Self {
+        Self::new(len, Store::File { file, base })
+    }
+
+    fn new(len: u64, store: Store) -> Self {
+        Self {
+            len,
+            store,
+            state: Mutex::new(State {
+                phase: Phase::Queued,
+                ready: 0,
+                beats: 0,
+                wanted: false,
+                asked: false,
+                served: false,
+                zero: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            done: AtomicBool::new(false),
+            memory: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- the decoder's side
+
+    /// Makes the caller the one who decodes. False when someone else is or was.
+    pub(super) fn claim(&self) -> bool {
+        let mut state = self.lock();
+        let free = matches!(state.phase, Phase::Queued);
+        if free {
+            state.phase = Phase::Running;
+        }
+        free
+    }
+
+    /// Whether the block waits for somebody to decode it.
+    pub(super) fn is_queued(&self) -> bool {
+        matches!(self.lock().phase, Phase::Queued)
+    }
+
+    /// True for the first caller that asks for a block which nobody decodes yet: it has to see
+    /// to it. From then on the block is no mere prefetch.
+    pub(super) fn ask(&self) -> bool {
+        let mut state = self.lock();
+        state.wanted = true;
+        let first = matches!(state.phase, Phase::Queued) && !state.asked;
+        state.asked |= first;
+        first
+    }
+
+    /// Gives up a block that nobody waits for. False when somebody does or it has begun.
+    pub(super) fn drop_unwanted(&self) -> bool {
+        let mut state = self.lock();
+        let free = matches!(state.phase, Phase::Queued) && !state.wanted;
+        if free {
+            state.phase = Phase::Dropped;
+        }
+        free
+    }
+
+    /// A sign of life: input has come.
+    pub(super) fn beat(&self) {
+        self.lock().beats += 1;
+    }
+
+    /// Bytes that can be read so far.
+    pub(super) fn ready(&self) -> u64 {
+        self.lock().ready
+    }
+
+    /// Makes the next piece in a temp file readable.
+    pub(super) fn publish_stored(&self, start: u64, len: usize, zero: bool) {
+        let index = start / PIECE_BYTES;
+        let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
+        let mut state = self.lock();
+        if state.zero.len() <= word {
+            state.zero.resize(word + 1, 0);
+        }
+        if zero {
+            state.zero[word] |= 1 << (index % 64);
+        }
+        self.advance(state, start, len);
+    }
+
+    /// Makes the next piece in memory readable.
+    pub(super) fn publish(&self, start: u64, len: usize, piece: Piece) {
+        if let Store::Memory(pieces) = &self.store
+            && let Some(slot) = usize::try_from(start / PIECE_BYTES)
+                .ok()
+                .and_then(|index| pieces.get(index))
+        {
+            // One thread decodes a block, each piece once.
+            let _ = slot.set(piece);
+        }
+        self.advance(self.lock(), start, len);
+    }
+
+    fn advance(&self, mut state: MutexGuard<'_, State>, start: u64, len: usize) {
+        state.ready = state.ready.max(start + len as u64);
+        state.beats += 1;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// All is decoded and checked. `memory` stays taken as long as the block lives.
+    pub(super) fn finish(&self, memory: Option<Reservation>) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+        self.lock().phase = Phase::Done;
+        self.done.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Decoding has failed. True when bytes had been served already.
+    pub(super) fn fail(&self, error: Error) -> bool {
+        let mut state = self.lock();
+        state.phase = Phase::Failed(error);
+        let served = state.served;
+        drop(state);
+        self.changed.notify_all();
+        served
+    }
+
+    /// Makes a block that failed for a reason that may pass (the source did not answer) ready to
+    /// be claimed again. What was decoded stays readable. False when it has not failed so.
+    pub(super) fn rearm(&self) -> bool {
+        let mut state = self.lock();
+        let passing = matches!(&state.phase, Phase::Failed(error) if may_pass(error));
+        if passing {
+            state.phase = Phase::Queued;
+        }
+        passing
+    }
+
+    // ---- the readers' side
+
+    pub(super) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Whether the bytes up to `end` can be had without waiting, even if the block has failed
+    /// further on.
+    pub(super) fn has(&self, end: u64, verify: bool) -> bool {
+        let state = self.lock();
+        match &state.phase {
+            Phase::Done => true,
+            Phase::Queued | Phase::Running => !verify && end <= state.ready,
+            Phase::Failed(error) => {
+                !verify && end <= state.ready && error.kind() != Kind::Corrupt && self.outlasts()
+            }
+            Phase::Dropped => false,
+        }
+    }
+
+    /// Whether a failure leaves what was decoded before it in place.
+    fn outlasts(&self) -> bool {
+        matches!(self.store, Store::File { .. })
+    }
+
+    /// Waits until the bytes up to `end` can be read.
+    ///
+    /// # Errors
+    /// Why the block failed, `TimedOut` after `patience.limit` without progress, or what
+    /// `patience.stop` says.
+    pub(super) fn wait(&self, end: u64, patience: &Patience<'_>) -> Result<Waited> {
+        if self.is_done() {
+            return Ok(Waited::Ready);
+        }
+        let mut state = self.lock();
+        state.wanted = true;
+        let mut seen = None;
+        let mut since = Instant::now();
+        loop {
+            let readable = !patience.verify && end <= state.ready;
+            let elsewhere = match &state.phase {
+                Phase::Done => return Ok(Waited::Ready),
+                Phase::Dropped => return Ok(Waited::Again),
+                Phase::Failed(error) => {
+                    if readable && error.kind() != Kind::Corrupt && self.outlasts() {
+                        return Ok(Waited::Ready);
+                    }
+                    return Err(error.clone());
+                }
+                Phase::Queued | Phase::Running if readable => {
+                    state.served = true;
+                    return Ok(Waited::Ready);
+                }
+                Phase::Running => 0,
+                Phase::Queued => (patience.elsewhere)(),
+            };
+            (patience.stop)()?;
+            let now = Some((state.beats, elsewhere));
+            if seen != now {
+                seen = now;
+                since = Instant::now();
+            } else if since.elapsed() >= patience.limit {
+                let (ready, len) = (state.ready, self.len);
+                return Err(Error::new(
+                    Kind::TimedOut,
+                    format!(
+                        "no progress in decoding for {} s ({ready} of {len} bytes of the block \
+                         are there)",
+                        patience.limit.as_secs_f32()
+                    ),
+                ));
+            }
+            state = self
+                .changed
+                .wait_timeout(state, LOOK.min(patience.limit))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Copies bytes that a successful [`Self::wait`] covers.
+    ///
+    /// # Errors
+    /// When the block turned out to be corrupt meanwhile, or the temp file cannot be read.
+    pub(super) fn copy(&self, skip: u64, buf: &mut [u8]) -> Result<()> {
+        let done = self.is_done();
+        let mut at = skip;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let inside = at % PIECE_BYTES;
+            // Less than a piece.
+            let inside_piece = inside as usize;
+            let len = rest.len().min(PIECE - inside_piece);
+            let (part, after) = rest.split_at_mut(len);
+            match &self.store {
+                Store::Memory(pieces) => {
+                    let index = usize::try_from(at / PIECE_BYTES).unwrap_or(usize::MAX);
+                    match pieces.get(index).and_then(OnceLock::get) {
+                        Some(Piece::Zero) => part.fill(0),
+                        Some(Piece::Data(bytes)) => {
+                            part.copy_from_slice(&bytes[inside_piece..inside_piece + len]);
+                        }
+                        None => return Err(Error::new(Kind::Io, "a decoded piece is missing")),
+                    }
+                }
+                Store::File { file, base } => {
+                    if self.stored_zero(at) {
+                        part.fill(0);
+                    } else {
+                        file.read_at(part, base + at)?;
+                    }
+                }
+            }
+            at += len as u64;
+            rest = after;
+        }
+        if !done {
+            // The check may have failed while the bytes were copied.
+            if let Phase::Failed(error) = &self.lock().phase
+                && error.kind() == Kind::Corrupt
+            {
+                return Err(error.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn stored_zero(&self, at: u64) -> bool {
+        let index = at / PIECE_BYTES;
+        let state = self.lock();
+        usize::try_from(index / 64)
+            .ok()
+            .and_then(|word| state.zero.get(word))
+            .is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    /// The end of the run of equal pieces at `at`, looked for up to `until`, and whether it is
+    /// known to be zero. Counts as serving those bytes.
+    pub(super) fn run(&self, at: u64, until: u64, verify: bool) -> (u64, bool) {
+        let known = {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Done => self.len,
+                Phase::Running | Phase::Queued if !verify => {
+                    state.served |= state.ready > at;
+                    state.ready
+                }
+                _ => 0,
+            }
+        };
+        if at >= known {
+            return (self.len, false);
+        }
+        let zero = self.is_zero_piece(at);
+        let known = known.min(until.max(at.saturating_add(1)));
+        let mut end = at;
+        while end < known && self.is_zero_piece(end) == zero {
+            end = (end / PIECE_BYTES + 1) * PIECE_BYTES;
+        }
+        (end.min(known), zero)
+    }
+
+    fn is_zero_piece(&self, at: u64) -> bool {
+        match &self.store {
+            Store::Memory(pieces) => usize::try_from(at / PIECE_BYTES)
+                .ok()
+                .and_then(|index| pieces.get(index)?.get())
+                .is_some_and(|piece| matches!(piece, Piece::Zero)),
+            Store::File { .. } => self.stored_zero(at),
+        }
+    }
+}
+
+/// Whether asking again may help: the failure is not in the image.
+pub(super) fn may_pass(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Io | Kind::TimedOut)
+}
+
+/// Whether all of `bytes` are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // Most data differs early; the rest is compared in strides the compiler makes wide.
+    const STRIDE: usize = 64;
+    let mut strides = bytes.chunks_exact(STRIDE);
+    strides.all(|stride| stride.iter().fold(0, |all, byte| all | byte) == 0)
+        && bytes[bytes.len() - bytes.len() % STRIDE..]
+            .iter()
+            .all(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_told_from_one_bit_anywhere() {
+        for len in [0, 1, 63, 64, 65, 200] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in 0..len {
+                bytes[at] = 1;
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_is_claimed_once_and_not_dropped_while_wanted() {
+        let block = Block::in_memory(10);
+        assert!(block.claim());
+        assert!(!block.claim());
+        assert!(!block.drop_unwanted());
+        let unwanted = Block::in_memory(10);
+        assert!(unwanted.drop_unwanted());
+        assert!(!unwanted.claim());
+    }
+
+    fn patience(limit: Duration) -> Patience<'static> {
+        Patience {
+            stop: &|| Ok(()),
+            elsewhere: &|| 0,
+            limit,
+            verify: false,
+        }
+    }
+
+    #[test]
+    fn a_wait_without_progress_times_out() {
+        let block = Block::in_memory(10);
+        assert!(block.claim());
+        let error = block.wait(10, &patience(Duration::from_millis(1)));
+        assert_eq!(error.map_err(|e| e.kind()), Err(Kind::TimedOut));
+    }
+
+    #[test]
+    fn progress_elsewhere_counts_only_for_a_block_in_the_queue() {
+        let count = std::sync::atomic::AtomicU64::new(0);
+        let stopped = || match count.load(Ordering::Relaxed) {
+            0..20 => Ok(()),
+            _ => Err(Error::new(Kind::Io, "stopped")),
+        };
+        let mut patience = patience(Duration::from_millis(1));
+        patience.stop = &stopped;
+        let elsewhere = || count.fetch_add(1, Ordering::Relaxed);
+        patience.elsewhere = &elsewhere;
+        let block = Block::in_memory(10);
+        let waited = block.wait(10, &patience).map_err(|e| e.kind());
+        assert_eq!(waited, Err(Kind::Io), "it waits as long as others progress");
+        assert!(block.claim());
+        count.store(0, Ordering::Relaxed);
+        let waited = block.wait(10, &patience).map_err(|e| e.kind());
+        assert_eq!(waited, Err(Kind::TimedOut), "its own decoder is stuck");
+    }
+
+    #[test]
+    fn bytes_given_early_are_remembered_as_served() {
+        let block = Block::in_memory(2 * PIECE_BYTES);
+        assert!(block.claim());
+        block.publish(0, PIECE, Piece::Zero);
+        let waited = block.wait(PIECE_BYTES, &patience(Duration::from_secs(1)));
+        assert_eq!(waited.map_err(|e| e.kind()), Ok(Waited::Ready));
+        assert!(block.fail(Error::new(Kind::Corrupt, "check")));
+        let mut buf = [1; 10];
+        let copied = block.copy(0, &mut buf).map_err(|e| e.kind());
+        assert_eq!(copied, Err(Kind::Corrupt), "a second look after the copy");
+    }
+}

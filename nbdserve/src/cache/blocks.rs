@@ -1,0 +1,483 @@
+//! What a layer reads its blocks through.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use super::block::{Block, Patience, Waited};
+use super::job::Job;
+use super::lru::Key;
+use super::pass::Passes;
+use super::pool::{Pool, Priority};
+use super::streams::Streams;
+use super::temp::TempFile;
+use crate::stats::BlockStats;
+use crate::{ByteRange, Cx, Error, Kind, Result};
+
+/// A block longer than this part of the budget is decoded into a temp file.
+const HUGE_PART: u64 = 4;
+/// Of the budget, prefetched blocks take at most one part in this many.
+const AHEAD_PART: u64 = 2;
+/// After this many failed blocks no more are remembered one by one: the layer fails as a whole.
+const MAX_POISONED: usize = 1 << 14;
+
+/// Closing waits this long for decoders to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How the blocks of one layer are decoded. Blocks are numbered as the layer likes.
+pub trait Decode: Send + Sync + Debug {
+    /// Decoded bytes of a block.
+    fn len(&self, number: u64) -> u64;
+
+    /// Where the decoded bytes of the block begin in the device.
+    fn offset(&self, number: u64) -> u64;
+
+    /// The block in messages: `block 7 at 4711`.
+    fn describe(&self, number: u64) -> String;
+
+    /// Decodes all of a block; see [`Job`]. Runs on any thread, for several blocks at once.
+    ///
+    /// # Errors
+    /// `Io` and `TimedOut` are taken for passing: the next read tries again. All other kinds are
+    /// remembered.
+    fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()>;
+}
+
+/// What the blocks of a layer that are too long for memory (see [`Blocks::is_huge`]) sum up to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Huge {
+    /// Encoded bytes. Apart from zeroes, data hardly ever has fewer bytes when it is decoded.
+    pub encoded: u64,
+    /// Decoded bytes, zeroes included.
+    pub decoded: u64,
+}
+
+impl Huge {
+    fn temp_file(self, name: &str, cx: &Cx) -> Result<TempFile> {
+        let Self { encoded, decoded } = self;
+        let file = TempFile::create(&cx.temp_dir, cx.temp_limit)?;
+        let room = file.room()?;
+        if encoded > room {
+            let what = format!(
+                "{decoded} bytes must be decoded into a temp file, of which at least {encoded} \
+                 will be stored, {room} are free"
+            );
+            return Err(file.no_space(&what));
+        }
+        if decoded > room {
+            let folder = cx.temp_dir.display();
+            tracing::warn!(
+                "{name}: {decoded} bytes will be decoded into a temp file in {folder}, where \
+                 {room} are free: that will do only if the image is sparse"
+            );
+        }
+        Ok(file)
+    }
+}
+
+/// The decoded blocks of one layer. Dropping it ends its background work.
+#[derive(Debug)]
+pub struct Blocks {
+    shared: Arc<Shared>,
+    streams: Mutex<Streams>,
+}
+
+/// What the decoding threads of a layer share with it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) layer: u64,
+    pub(super) name: String,
+    pub(super) cx: Cx,
+    pub(super) decode: Arc<dyn Decode>,
+    pub(super) passes: Passes,
+    stop: AtomicBool,
+    /// Blocks that failed for good, and why.
+    poisoned: Mutex<HashMap<u64, Error>>,
+    /// Blocks that were found to be all zero, a bit each.
+    zero: RwLock<Vec<u64>>,
+    /// For [`Blocks::stats`].
+    pub(super) used: Used,
+    /// Decoders that run now.
+    running: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// How the blocks were used, as in [`BlockStats`].
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    pub(super) decodes: AtomicU64,
+}
+
+impl Blocks {
+    /// The blocks of a layer called `name` in messages. Where some are too long for memory, a
+    /// temp file for them is created in `cx.temp_dir`.
+    ///
+    /// Whether they will fit there is not known before they are decoded, since zeroes take no
+    /// space: what is certain to fail is refused here, what may fail is said in the log.
+    ///
+    /// # Errors
+    /// `NoSpace` when the temp file's place has less than `huge.encoded` bytes free, or why the
+    /// file cannot be created.
+    pub fn new(name: &str, decode: Arc<dyn Decode>, huge: Huge, cx: &Cx) -> Result<Self> {
+        let temp = if huge.decoded > 0 {
+            Some(Arc::new(huge.temp_file(name, cx)?))
+        } else {
+            None
+        };
+        let shared = Shared {
+            layer: cx.cache.new_layer(),
+            name: name.to_owned(),
+            cx: cx.clone(),
+            decode,
+            passes: Passes::new(temp),
+            stop: AtomicBool::new(false),
+            poisoned: Mutex::default(),
+            zero: RwLock::default(),
+            used: Used::default(),
+            running: Mutex::new(0),
+            ended: Condvar::new(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            streams: Mutex::default(),
+        })
+    }
+
+    /// Whether a block of `len` bytes is decoded into a temp file, in one pass from its start.
+    #[must_use]
+    pub fn is_huge(len: u64, cx: &Cx) -> bool {
+        len > cx.cache.budget() / HUGE_PART
+    }
+
+    /// Refuses a decoder that alone takes more memory (`bytes`) than there is for all.
+    ///
+    /// # Errors
+    /// `Limit`, about the block that `what` describes.
+    pub fn check_decoder_memory(what: &str, bytes: u64, cx: &Cx) -> Result<()> {
+        let budget = cx.cache.budget();
+        if bytes <= budget {
+            return Ok(());
+        }
+        let mib = (bytes.saturating_mul(2) >> 20).saturating_add(1);
+        let what =
+            format!("{what}: its decoder needs {bytes} bytes of memory, the cache has {budget}");
+        Err(Error::new(Kind::Limit, what).hint(format!("--cache-size={mib}M")))
+    }
+
+    /// Fills `buf` with the bytes at `skip` of a block, waiting until they are decoded.
+    ///
+    /// # Errors
+    /// Why the block cannot be decoded, `TimedOut` after `cx.no_progress` without progress, or
+    /// that the unit is being taken down.
+    pub fn read(&self, number: u64, skip: u64, buf: &mut [u8]) -> Result<()> {
+        if self.shared.is_zero(number) {
+            self.shared.used.hits.fetch_add(1, Ordering::Relaxed);
+            buf.fill(0);
+            return Ok(());
+        }
+        let block = self.wait(number, skip + buf.len() as u64)?;
+        block.copy(skip, buf)
+    }
+
+    /// The block, decoded up to `end`.
+    fn wait(&self, number: u64, end: u64) -> Result<Arc<Block>> {
+        let shared = &self.shared;
+        let stop = || shared.check();
+        let elsewhere = || shared.cx.cache.progress();
+        let patience = Patience {
+            stop: &stop,
+            elsewhere: &elsewhere,
+            limit: shared.cx.no_progress,
+            verify: shared.cx.verify,
+        };
+        let mut first = true;
+        loop {
+            stop()?;
+            let block = shared.demand(number, end)?;
+            if std::mem::take(&mut first) {
+                let Used { hits, misses, .. } = &shared.used;
+                let count = if block.is_done() { hits } else { misses };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            match block.wait(end, &patience)? {
+                Waited::Ready => return Ok(block),
+                // It goes out of the cache at this moment.
+                Waited::Again => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// Begins to decode a block for a reader that will come at once: it goes before prefetches.
+    pub fn begin(&self, number: u64) {
+        if self.shared.check().is_ok() && !self.shared.is_zero(number) {
+            // The reader will see the error.
+            let _ = self.shared.demand(number, 0);
+        }
+    }
+
+    /// Begins to decode a block that may be needed soon, unless the pool is behind already.
+    pub fn prefetch(&self, number: u64) {
+        if self.shared.check().is_ok() && !self.shared.is_zero(number) {
+            self.shared.prefetch(number);
+        }
+    }
+
+    /// How many blocks of `len` bytes to prefetch at once: as many as cores, within half of the
+    /// budget.
+    #[must_use]
+    pub fn window(&self, len: u64) -> u64 {
+        let cx = &self.shared.cx;
+        let cores = u64::try_from(cx.pool.threads()).unwrap_or(u64::MAX);
+        if Self::is_huge(len, cx) {
+            return 1;
+        }
+        let fit = cx.cache.budget() / AHEAD_PART / len.max(1);
+        fit.min(cores.saturating_add(1))
+    }
+
+    /// Notes that `range` of the device was asked for, where blocks have about `len` bytes. How
+    /// many further blocks are worth a prefetch: none unless the read goes on where earlier ones
+    /// have stopped, one at first, and [`Self::window`] once they were as long as a block.
+    pub fn note_read(&self, range: ByteRange, len: u64) -> u64 {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = streams.note(range, len);
+        drop(streams);
+        match run {
+            0 => 0,
+            run if run < len => self.window(len).min(1),
+            _ => self.window(len),
+        }
+    }
+
+    /// What is known of the bytes from `skip` to `until` of a block without decoding: where the
+    /// run of equal kind ends (within the block), and whether it is proven to be zero.
+    #[must_use]
+    pub fn known(&self, number: u64, skip: u64, until: u64) -> (u64, bool) {
+        let shared = &self.shared;
+        let len = shared.decode.len(number);
+        if shared.is_zero(number) {
+            return (len, true);
+        }
+        match shared.peek(number) {
+            Some(block) => block.run(skip, until, shared.cx.verify),
+            None => (len, false),
+        }
+    }
+
+    /// Decodes a whole block, so that [`Self::known`] knows all of it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn load(&self, number: u64) -> Result<()> {
+        if !self.shared.is_zero(number) {
+            self.wait(number, self.shared.decode.len(number))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a block is here in part or as a whole, or on its way.
+    #[must_use]
+    pub fn is_begun(&self, number: u64) -> bool {
+        self.shared.is_zero(number) || self.shared.peek(number).is_some()
+    }
+
+    /// How the blocks were used.
+    #[must_use]
+    pub fn stats(&self) -> BlockStats {
+        let used = &self.shared.used;
+        BlockStats {
+            hits: used.hits.load(Ordering::Relaxed),
+            misses: used.misses.load(Ordering::Relaxed),
+            decodes: used.decodes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends background work; waits for decoders to stop, with a bound. Reads fail from now on.
+    pub fn close(&self) {
+        let shared = &self.shared;
+        shared.stop.store(true, Ordering::Release);
+        let running = shared
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let waited = shared
+            .ended
+            .wait_timeout_while(running, STOP_LIMIT, |running| *running > 0);
+        drop(waited);
+        shared.cx.cache.forget(shared.layer);
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Counts as a running decoder while it lives, also when that panics.
+struct Run<'a>(&'a Shared);
+
+impl<'a> Run<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        let mut running = shared
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        let mut running = self
+            .0
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *running -= 1;
+        drop(running);
+        self.0.ended.notify_all();
+    }
+}
+
+impl Shared {
+    /// # Errors
+    /// `Io` when the unit or the layer is being taken down.
+    pub(super) fn check(&self) -> Result<()> {
+        self.cx.cancel.check()?;
+        if self.stop.load(Ordering::Acquire) {
+            return Err(Error::new(Kind::Io, "stopped: the layer was closed"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn key(&self, number: u64) -> Key {
+        Key {
+            layer: self.layer,
+            number,
+        }
+    }
+
+    /// The block, decoded or about to be. `end` is how much of it is needed now.
+    fn demand(self: &Arc<Self>, number: u64, end: u64) -> Result<Arc<Block>> {
+        let len = self.decode.len(number);
+        if Blocks::is_huge(len, &self.cx) {
+            return self.passes.demand(self, number, end);
+        }
+        let (block, _) = self.get_or_create(number)?;
+        if block.is_done() {
+            return Ok(block);
+        }
+        let first = block.ask();
+        if Pool::on_pool_thread() {
+            // What is queued may be queued behind the caller: it must not wait for that.
+            self.run(&Arc::downgrade(&block), number);
+        } else if first {
+            let run = self.work(&block, number);
+            if let Err(run) = self.cx.pool.submit(Priority::Demand, run) {
+                run();
+            }
+        }
+        Ok(block)
+    }
+
+    fn prefetch(self: &Arc<Self>, number: u64) {
+        if Blocks::is_huge(self.decode.len(number), &self.cx) {
+            let _ = self.passes.demand(self, number, 0);
+            return;
+        }
+        let Ok((block, true)) = self.get_or_create(number) else {
+            return;
+        };
+        let run = self.work(&block, number);
+        if self.cx.pool.submit(Priority::Prefetch, run).is_err() && block.drop_unwanted() {
+            self.cx.cache.remove(self.key(number), &block);
+        }
+    }
+
+    fn get_or_create(&self, number: u64) -> Result<(Arc<Block>, bool)> {
+        // Looked at under the cache's lock: a failure is noted here before the block is taken out
+        // there, so a failed block is never decoded again.
+        self.cx.cache.get_or_create(self.key(number), || {
+            self.check_poison(number)?;
+            Ok(Arc::new(Block::in_memory(self.decode.len(number))))
+        })
+    }
+
+    fn work(self: &Arc<Self>, block: &Arc<Block>, number: u64) -> super::Work {
+        let shared = Arc::clone(self);
+        // The cache holds the block; what was taken out of it needs no work.
+        let block = Arc::downgrade(block);
+        Box::new(move || shared.run(&block, number))
+    }
+
+    /// Decodes a block, unless it is gone or someone else has begun to.
+    pub(super) fn run(self: &Arc<Self>, block: &Weak<Block>, number: u64) {
+        // Ends after `block` is let go, so that its memory is back when nothing runs any more.
+        let _running = Run::begin(self);
+        let Some(block) = block.upgrade().filter(|block| block.is_queued()) else {
+            return;
+        };
+        let mut job = Job::new(self, &block, number);
+        let result = self
+            .check()
+            .and_then(|()| self.decode.decode(number, &mut job));
+        job.end(result);
+    }
+
+    fn peek(&self, number: u64) -> Option<Arc<Block>> {
+        if Blocks::is_huge(self.decode.len(number), &self.cx) {
+            self.passes.peek(number)
+        } else {
+            self.cx.cache.peek(self.key(number))
+        }
+    }
+
+    /// Remembers why a block cannot be had.
+    pub(super) fn poison(&self, number: u64, error: &Error) {
+        let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
+        if poisoned.len() < MAX_POISONED {
+            poisoned.insert(number, error.clone());
+        }
+    }
+
+    /// # Errors
+    /// Why the block failed before.
+    fn check_poison(&self, number: u64) -> Result<()> {
+        let poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = poisoned.get(&number) {
+            return Err(error.clone());
+        }
+        if poisoned.len() >= MAX_POISONED {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("{MAX_POISONED} blocks could not be decoded, no more are tried"),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn note_zero(&self, number: u64) {
+        let Ok(word) = usize::try_from(number / 64) else {
+            return;
+        };
+        let mut zero = self.zero.write().unwrap_or_else(PoisonError::into_inner);
+        if zero.len() <= word {
+            zero.resize(word + 1, 0);
+        }
+        zero[word] |= 1 << (number % 64);
+    }
+
+    fn is_zero(&self, number: u64) -> bool {
+        let zero = self.zero.read().unwrap_or_else(PoisonError::into_inner);
+        usize::try_from(number / 64)
+            .ok()
+            .and_then(|word| zero.get(word))
+            .is_some_and(|word| word >> (number % 64) & 1 == 1)
+    }
+}

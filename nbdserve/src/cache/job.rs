@@ -1,0 +1,331 @@
+//! One run of a decoder over one block.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, is_zero, may_pass};
+use super::blocks::{Blocks, Shared};
+use super::budget::{Class, Reservation};
+use crate::{Error, Kind, Result};
+
+/// What a finished block takes beside its bytes: its entries in the cache, rounded up.
+const BLOCK_OVERHEAD: u64 = 512;
+/// Progress of a long pass is told this often.
+const TELL: Duration = Duration::from_millis(300);
+
+/// One run of a decoder over one block: hands out memory and takes the decoded bytes in order.
+///
+/// The decoder reads what it needs to know its own size, calls [`Self::start`], and then fills
+/// [`Self::spare`] and says so with [`Self::advance`] until the block is complete. Each piece
+/// becomes readable as soon as it is full.
+#[derive(Debug)]
+pub struct Job<'a> {
+    shared: &'a Arc<Shared>,
+    block: &'a Arc<Block>,
+    number: u64,
+    /// Set by `start`.
+    running: Option<Running>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    memory: Reservation,
+    decoder_bytes: u64,
+    /// Bytes decoded.
+    at: u64,
+    /// The piece that is being filled, and how far.
+    piece: Box<[u8]>,
+    filled: usize,
+    /// Bytes of pieces that are not zero.
+    kept: u64,
+    told: Instant,
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, block: &'a Arc<Block>, number: u64) -> Self {
+        Self {
+            shared,
+            block,
+            number,
+            running: None,
+            ended: false,
+        }
+    }
+
+    fn is_pass(&self) -> bool {
+        matches!(self.block.store, Store::File { .. })
+    }
+
+    /// Takes memory for the block and a decoder of `decoder_bytes` (buffers included), waiting
+    /// until the budget has it, and begins. False when there is nothing to do after all: the
+    /// block is decoded by someone else, or was only a prefetch and memory is short.
+    ///
+    /// # Errors
+    /// `Limit` when the decoder alone needs more than the whole budget, `TimedOut` when no memory
+    /// comes back, or that the unit is being taken down.
+    pub fn start(&mut self, decoder_bytes: u64) -> Result<bool> {
+        let shared = self.shared;
+        let what = shared.decode.describe(self.number);
+        Blocks::check_decoder_memory(&what, decoder_bytes, &shared.cx)?;
+        let (class, bytes) = if self.is_pass() {
+            (Class::Pass, decoder_bytes.saturating_add(PIECE_BYTES))
+        } else {
+            // Pieces are allocated as they come; a claim that is too long for memory is decoded
+            // into a temp file instead, so this is at most a quarter of the budget.
+            (
+                Class::Block,
+                decoder_bytes
+                    .saturating_add(self.block.len())
+                    .saturating_add(BLOCK_OVERHEAD),
+            )
+        };
+        let Some(memory) = self.reserve(bytes, class)? else {
+            return Ok(false);
+        };
+        if !self.block.claim() {
+            return Ok(false);
+        }
+        shared.used.decodes.fetch_add(1, Ordering::Relaxed);
+        let piece = vec![0; PIECE.min(usize::try_from(self.block.len()).unwrap_or(PIECE))];
+        self.running = Some(Running {
+            memory,
+            decoder_bytes,
+            at: 0,
+            piece: piece.into_boxed_slice(),
+            filled: 0,
+            kept: 0,
+            told: Instant::now(),
+        });
+        Ok(true)
+    }
+
+    fn reserve(&self, bytes: u64, class: Class) -> Result<Option<Reservation>> {
+        let shared = self.shared;
+        let mut seen = shared.cx.cache.progress();
+        let mut since = Instant::now();
+        shared.cx.cache.reserve(bytes, class, || {
+            shared.check()?;
+            if class == Class::Block && self.block.drop_unwanted() {
+                shared.cx.cache.remove(shared.key(self.number), self.block);
+            }
+            if !self.block.is_queued() {
+                return Ok(false);
+            }
+            let now = shared.cx.cache.progress();
+            if now != seen {
+                seen = now;
+                since = Instant::now();
+            } else if since.elapsed() >= shared.cx.no_progress {
+                return Err(Error::new(
+                    Kind::TimedOut,
+                    format!("no memory came back for {bytes} bytes"),
+                )
+                .hint("give more with --cache-size=SIZE"));
+            }
+            Ok(true)
+        })
+    }
+
+    /// A decoder that an earlier block of this layer has left, if there is one.
+    #[must_use]
+    pub fn take_spare_decoder(&self) -> Option<Box<dyn Any + Send>> {
+        // Its memory is counted by this run from now on.
+        let (decoder, _memory) = self.shared.cx.cache.take_spare(self.shared.layer)?;
+        Some(decoder)
+    }
+
+    /// Offers the decoder for the next block. It is kept only while more blocks wait, so that an
+    /// idle mount holds no dictionaries.
+    pub fn leave_decoder(&mut self, decoder: Box<dyn Any + Send>) {
+        let cache = &self.shared.cx.cache;
+        if self.is_pass() {
+            return;
+        }
+        if self.shared.check().is_err() || !self.shared.cx.pool.is_behind() {
+            cache.drop_spares();
+            return;
+        }
+        if let Some(running) = &mut self.running {
+            let memory = running.memory.split(running.decoder_bytes);
+            running.decoder_bytes = 0;
+            cache.keep_spare(self.shared.layer, decoder, memory);
+        }
+    }
+
+    /// The rest of the piece that is being filled: where the next bytes go. Empty when the block
+    /// is complete or the run was not started.
+    ///
+    /// # Errors
+    /// When the unit is being taken down.
+    pub fn spare(&mut self) -> Result<&mut [u8]> {
+        self.shared.check()?;
+        let len = self.block.len();
+        let Some(running) = &mut self.running else {
+            return Ok(&mut []);
+        };
+        let left = len - running.at - running.filled as u64;
+        let room = running.piece.len() - running.filled;
+        let room = room.min(usize::try_from(left).unwrap_or(room));
+        Ok(&mut running.piece[running.filled..running.filled + room])
+    }
+
+    /// `len` bytes of [`Self::spare`] were filled.
+    ///
+    /// # Errors
+    /// When they cannot be stored.
+    pub fn advance(&mut self, len: usize) -> Result<()> {
+        let block_len = self.block.len();
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        running.filled += len;
+        let reached = running.at + running.filled as u64;
+        if running.filled == running.piece.len() || (reached == block_len && running.filled > 0) {
+            self.publish()?;
+        }
+        Ok(())
+    }
+
+    /// A sign of life: input has come. To be called for each request to the volume below.
+    ///
+    /// # Errors
+    /// When the unit is being taken down.
+    pub fn beat(&self) -> Result<()> {
+        self.block.beat();
+        self.shared.cx.cache.beat();
+        self.shared.check()
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        let (start, len) = (running.at, running.filled);
+        let bytes = &running.piece[..len];
+        let zero = is_zero(bytes);
+        match &self.block.store {
+            Store::Memory(_) => {
+                let piece = if zero {
+                    Piece::Zero
+                } else {
+                    running.kept += len as u64;
+                    let left = self.block.len() - start - len as u64;
+                    let next = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
+                    // A piece is as long as what it holds: see `spare` and `advance`.
+                    Piece::Data(std::mem::replace(&mut running.piece, next.into()))
+                };
+                self.block.publish(start, len, piece);
+            }
+            Store::File { file, base } => {
+                // A pass that is made again has stored the beginning already.
+                if start >= self.block.ready() {
+                    if !zero {
+                        file.write_at(bytes, base + start)?;
+                    }
+                    self.block.publish_stored(start, len, zero);
+                }
+            }
+        }
+        running.at += len as u64;
+        running.filled = 0;
+        self.shared.cx.cache.beat();
+        if self.is_pass() {
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// Tells the observer how far a pass is.
+    fn tell(&mut self) {
+        let len = self.block.len();
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        if running.at == len || running.told.elapsed() >= TELL {
+            running.told = Instant::now();
+            let what = format!("{}: decoding once", self.shared.name);
+            self.shared.cx.observer.progress(&what, running.at, len);
+        }
+    }
+
+    /// The decoder has returned.
+    pub(super) fn end(mut self, result: Result<()>) {
+        self.ended = true;
+        let result = result.and_then(|()| match &self.running {
+            Some(running) if running.at != self.block.len() => Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{}: {} bytes are there, {} were promised",
+                    self.shared.decode.describe(self.number),
+                    running.at,
+                    self.block.len()
+                ),
+            )),
+            _ => Ok(()),
+        });
+        match result {
+            Ok(()) => self.succeed(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn succeed(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        let key = self.shared.key(self.number);
+        if self.is_pass() {
+            running.memory.settle(0);
+            self.block.finish(None);
+        } else if running.kept == 0 {
+            // A bit is enough to know all of it.
+            running.memory.settle(0);
+            self.shared.note_zero(self.number);
+            self.block.finish(None);
+            self.shared.cx.cache.remove(key, self.block);
+        } else {
+            running.memory.settle(running.kept + BLOCK_OVERHEAD);
+            self.block.finish(Some(running.memory));
+            self.shared.cx.cache.finished(key, self.block);
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        // A run that had not begun may have been overtaken by another one.
+        if self.running.take().is_none() && !self.block.claim() {
+            return;
+        }
+        let stopped = self.shared.check().is_err();
+        let lasting = !may_pass(&error) && !stopped;
+        if lasting && !self.is_pass() {
+            self.shared.poison(self.number, &error);
+        }
+        if !self.is_pass() {
+            // Before anyone hears of the failure: who then asks again gets a new try.
+            let key = self.shared.key(self.number);
+            self.shared.cx.cache.remove(key, self.block);
+        }
+        let served = self.block.fail(error.clone());
+        if stopped {
+            return;
+        }
+        let error = error.in_layer(&self.shared.name);
+        tracing::error!(error = %error.report(), "cannot decode");
+        if served && error.kind() == Kind::Corrupt {
+            self.shared.cx.observer.poisoned(&error);
+        }
+    }
+}
+
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            // The decoder panicked; whoever waits must not wait for ever.
+            self.fail(Error::new(Kind::Io, "the decoder ended unexpectedly"));
+        }
+    }
+}

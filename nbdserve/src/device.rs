@@ -1,0 +1,173 @@
+//! The contract between sources, layers and targets.
+
+use std::fmt::Debug;
+
+use crate::stats::BlockStats;
+use crate::{ByteRange, Extents, Result};
+
+/// How a device likes to be used. All figures are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Number of bytes.
+    pub size: u64,
+    /// Offsets and lengths given to the device are multiples of this, except that the last
+    /// request may end at `size`. A power of two, at most 65536.
+    pub min_block: u32,
+    /// The request that is served without waste. A power of two.
+    pub preferred_block: u32,
+    /// A longer request is split by [`crate::Volume`]. At least `min_block`.
+    pub max_request: u64,
+    /// What a jump costs.
+    pub access: Access,
+}
+
+impl Geometry {
+    /// `size` bytes that can be read anywhere, in any length.
+    #[must_use]
+    pub fn bytes(size: u64) -> Self {
+        Self {
+            size,
+            min_block: 1,
+            preferred_block: 4096,
+            max_request: 32 << 20,
+            access: Access::Random,
+        }
+    }
+}
+
+/// What it costs to read far from the bytes read before. A layer passes on what its below says,
+/// or says something worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Access {
+    /// Any byte costs about the same.
+    Random,
+    /// A byte costs the decoding of at most one block of this many bytes.
+    Block(u64),
+    /// Bytes appear in order, once: a byte costs the decoding of everything before it.
+    FirstPass,
+}
+
+/// A source or a layer: bytes at offsets, readable by many threads at once.
+///
+/// Only [`crate::Volume`] calls these methods. It guarantees for every call: the range lies within
+/// the device and is not empty; a range to be read, written, zeroed or trimmed is aligned to
+/// `min_block`; one to be read or written is no longer than `max_request`.
+pub trait Device: Send + Sync + Debug {
+    /// The name in messages: `xz`, `partition:2`.
+    fn name(&self) -> &str;
+
+    /// Size and limits. Never changes while the device lives.
+    fn geometry(&self) -> Geometry;
+
+    /// Fills `buf` with the bytes at `offset`.
+    ///
+    /// # Errors
+    /// Any failure; `buf` is then undefined. There are no short reads.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Says which parts of `range` are holes or read as zeroes, by pushing onto `out` from
+    /// `range.start()` on. May stop early, and should once `out` is full; what is not covered
+    /// counts as data. ZERO is claimed only when proven.
+    ///
+    /// # Errors
+    /// When the answer needs I/O and that fails.
+    fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
+        let _ = (range, out);
+        Ok(())
+    }
+
+    /// The write side, or `None` when the device cannot be written.
+    fn writer(&self) -> Option<&dyn Writer> {
+        None
+    }
+
+    /// A hint that `range` will be read soon. Returns at once and reports nothing.
+    fn will_need(&self, range: ByteRange) {
+        let _ = range;
+    }
+
+    /// How its decoded blocks were used; `None` when it has none.
+    fn block_stats(&self) -> Option<BlockStats> {
+        None
+    }
+
+    /// Ends background work and makes written data durable. The device answers no more requests.
+    /// Bounded in time. `Drop` does the same but cannot report.
+    ///
+    /// # Errors
+    /// When data that was accepted could not be stored.
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a [`Writer`] does by itself; the rest is emulated by [`crate::Volume`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFeatures {
+    /// `write_at`, `zero` and `trim` honour `fua`.
+    pub fua: bool,
+    /// `zero` can be cheaper than writing zeroes.
+    pub zero: bool,
+    /// `trim` can give space back.
+    pub trim: bool,
+}
+
+/// How to zero a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroOpts {
+    /// The range may become a hole.
+    pub may_trim: bool,
+    /// Durable before the call returns (only asked of a device where [`WriteFeatures::fua`] is
+    /// set).
+    pub fua: bool,
+    /// Decline rather than write zeroes.
+    pub fast_only: bool,
+}
+
+/// Whether an optional operation was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Done {
+    /// Carried out in full.
+    Yes,
+    /// Not possible this way, nothing was changed; no error.
+    Declined,
+}
+
+/// The write side of a device. The same guarantees as for [`Device`] hold.
+pub trait Writer: Send + Sync {
+    /// What is native here.
+    fn features(&self) -> WriteFeatures;
+
+    /// Writes all of `buf` at `offset`; durable on return when `fua` (only asked where
+    /// [`WriteFeatures::fua`] is set).
+    ///
+    /// # Errors
+    /// Any failure; what the range holds is then undefined.
+    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<()>;
+
+    /// Makes every write that has returned durable.
+    ///
+    /// # Errors
+    /// When durability cannot be promised.
+    fn flush(&self) -> Result<()>;
+
+    /// Makes `range` read as zeroes.
+    ///
+    /// # Errors
+    /// Any failure other than "cannot do it this way", which is [`Done::Declined`].
+    fn zero(&self, range: ByteRange, opts: ZeroOpts) -> Result<Done> {
+        let _ = (range, opts);
+        Ok(Done::Declined)
+    }
+
+    /// Says that the contents of `range` are no longer needed. They are undefined afterwards;
+    /// the loss is durable on return when `fua` (only asked where [`WriteFeatures::fua`] is set).
+    ///
+    /// # Errors
+    /// Any failure; not being able to is none.
+    fn trim(&self, range: ByteRange, fua: bool) -> Result<()> {
+        let _ = (range, fua);
+        Ok(())
+    }
+}

@@ -1,0 +1,237 @@
+//! Decoding of one block, independent of all others.
+
+use super::index::{Block, Index};
+use crate::cache::{Decode, Job};
+use crate::sys::lzma::{BlockDecoder, BlockHeader, Failure};
+use crate::{ByteRange, Error, Kind, Result, Volume};
+
+/// Compressed bytes per request to the volume below.
+const INPUT: u64 = 1 << 20;
+/// The volume below is told of this much in advance.
+const AHEAD: u64 = 4 << 20;
+/// What a decoder takes beside what liblzma states: its own bookkeeping, the Block Header.
+const OVERHEAD: u64 = 64 << 10;
+
+/// The blocks of an .xz file.
+#[derive(Debug)]
+pub(super) struct XzBlocks {
+    below: Volume,
+    index: Index,
+}
+
+impl XzBlocks {
+    pub(super) fn new(below: Volume, index: Index) -> Self {
+        Self { below, index }
+    }
+
+    pub(super) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(super) fn below(&self) -> &Volume {
+        &self.below
+    }
+
+    fn block(&self, number: u64) -> Option<Block> {
+        self.index.block(usize::try_from(number).ok()?)
+    }
+
+    /// The memory that the decoder of a block takes, from its Block Header.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unsupported`, what the volume below says.
+    pub(super) fn decoder_memory(&self, number: u64) -> Result<u64> {
+        let block = self.existing(number)?;
+        let len = block.total().min(u64::from(BlockHeader::MAX));
+        let end = block.at.saturating_add(block.total());
+        // All of it will be read: over a network, one request in place of several.
+        self.below.will_need(ByteRange::between(block.at, end));
+        let mut input = Input::new(&self.below, block);
+        input.read(len)?;
+        self.header(number, block, input.bytes())
+            .map(|(_, _, memory)| memory)
+    }
+
+    fn existing(&self, number: u64) -> Result<Block> {
+        self.block(number)
+            .ok_or_else(|| Error::new(Kind::OutOfRange, format!("there is no block {number}")))
+    }
+
+    /// Decodes the Block Header at the start of `bytes`: the header, its size, and the memory of
+    /// a decoder for it.
+    fn header(&self, number: u64, block: Block, bytes: &[u8]) -> Result<(BlockHeader, usize, u64)> {
+        let name = || self.describe(number);
+        let size = bytes.first().and_then(|first| BlockHeader::size(*first));
+        let Some(size) = size else {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("{}: an index is there instead", name()),
+            ));
+        };
+        let header = BlockHeader::decode(bytes, block.check, block.unpadded, block.len);
+        let header = header.map_err(|failure| {
+            let what = match failure {
+                Failure::Options => "its header asks for an unknown filter or option",
+                _ => "its header is corrupt or disagrees with the index",
+            };
+            Error::new(kind(failure), format!("{}: {what}", name())).caused_by(failure)
+        })?;
+        let memory = header.decoder_memory().ok_or_else(|| {
+            let what = format!("{}: its filters do not go together", name());
+            Error::new(Kind::Unsupported, what)
+        })?;
+        Ok((
+            header,
+            size,
+            memory
+                .saturating_add(INPUT.min(block.total()))
+                .saturating_add(OVERHEAD),
+        ))
+    }
+
+    /// Why decoding broke off.
+    fn failed(&self, number: u64, failure: Failure, input: &Input<'_>, out: u64) -> Error {
+        let name = self.describe(number);
+        let complete = input.is_at_end() && out == self.len(number);
+        let what = if failure == Failure::Data && complete {
+            format!("{name}: its check does not match")
+        } else {
+            format!(
+                "{name}: cannot be decoded beyond byte {out} of it, near {} in the file",
+                input.at
+            )
+        };
+        Error::new(kind(failure), what).caused_by(failure)
+    }
+}
+
+fn kind(failure: Failure) -> Kind {
+    match failure {
+        Failure::Data => Kind::Corrupt,
+        Failure::Options => Kind::Unsupported,
+        Failure::Memory => Kind::Limit,
+        Failure::Misuse(_) => Kind::Io,
+    }
+}
+
+impl Decode for XzBlocks {
+    fn len(&self, number: u64) -> u64 {
+        self.block(number).map_or(0, |block| block.len)
+    }
+
+    fn offset(&self, number: u64) -> u64 {
+        self.block(number).map_or(0, |block| block.start)
+    }
+
+    fn describe(&self, number: u64) -> String {
+        self.block(number).map_or_else(
+            || format!("block {number}"),
+            |block| {
+                format!(
+                    "block {number} at {} (bytes {}..{} of the image)",
+                    block.at,
+                    block.start,
+                    block.start.saturating_add(block.len)
+                )
+            },
+        )
+    }
+
+    fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {
+        let block = self.existing(number)?;
+        let end = block.at.saturating_add(block.total());
+        // All of it will be read: over a network, one request in place of several.
+        self.below.will_need(ByteRange::between(block.at, end));
+        let mut input = Input::new(&self.below, block);
+        input.read(INPUT)?;
+        job.beat()?;
+        let (header, header_size, memory) = self.header(number, block, input.bytes())?;
+        if !job.start(memory)? {
+            return Ok(());
+        }
+        input.consume(header_size);
+        let mut decoder = job
+            .take_spare_decoder()
+            .and_then(|spare| spare.downcast::<BlockDecoder>().ok())
+            .unwrap_or_else(|| Box::new(BlockDecoder::new()));
+        let mut out: u64 = 0;
+        decoder
+            .start(header)
+            .map_err(|failure| self.failed(number, failure, &input, out))?;
+        loop {
+            if input.bytes().is_empty() && !input.is_at_end() {
+                input.read(INPUT)?;
+                job.beat()?;
+            }
+            let last = input.is_at_end();
+            let step = decoder.step(input.bytes(), job.spare()?);
+            input.consume(step.read);
+            out = out.saturating_add(u64::try_from(step.written).unwrap_or(u64::MAX));
+            let end = step
+                .end
+                .map_err(|failure| self.failed(number, failure, &input, out))?;
+            job.advance(step.written)?;
+            if end {
+                break;
+            }
+            if last && step.read == 0 && step.written == 0 {
+                return Err(self.failed(number, Failure::Data, &input, out));
+            }
+        }
+        job.leave_decoder(decoder);
+        Ok(())
+    }
+}
+
+/// The compressed bytes of a block, read in large pieces.
+struct Input<'a> {
+    below: &'a Volume,
+    /// Where the next byte to consume lies in the file.
+    at: u64,
+    /// Where the block ends in the file.
+    end: u64,
+    buf: Vec<u8>,
+    consumed: usize,
+}
+
+impl<'a> Input<'a> {
+    fn new(below: &'a Volume, block: Block) -> Self {
+        Self {
+            below,
+            at: block.at,
+            end: block.at.saturating_add(block.total()),
+            buf: Vec::new(),
+            consumed: 0,
+        }
+    }
+
+    /// Reads up to `len` further bytes, after all that were read have been consumed.
+    fn read(&mut self, len: u64) -> Result<()> {
+        let len = len.min(self.end.saturating_sub(self.at));
+        self.buf.resize(usize::try_from(len).unwrap_or(0), 0);
+        self.consumed = 0;
+        self.below.read_at(&mut self.buf, self.at)?;
+        let after = self.at.saturating_add(len);
+        let ahead = ByteRange::between(after, after.saturating_add(AHEAD).min(self.end));
+        if !ahead.is_empty() {
+            self.below.will_need(ahead);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buf.get(self.consumed..).unwrap_or(&[])
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.consumed = self.consumed.saturating_add(len);
+        self.at = self
+            .at
+            .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+    }
+
+    /// Whether no byte is left, neither here nor below.
+    fn is_at_end(&self) -> bool {
+        self.at >= self.end
+    }
+}

@@ -1,0 +1,91 @@
+//! Formats with another image inside that no layer opens yet, so that the message can name them.
+
+use super::{Class, FIRST, Found, evidence};
+use crate::bytes::{has, le16, slice};
+use crate::layer::Sample;
+
+/// Name, position and bytes of those that a magic tells.
+const MAGICS: &[(&str, usize, &[u8])] = &[
+    // Disk formats.
+    ("qcow2", 0, b"QFI\xfb\0\0\0\x02"),
+    ("qcow2", 0, b"QFI\xfb\0\0\0\x03"),
+    ("qcow", 0, b"QFI\xfb\0\0\0\x01"),
+    ("vmdk", 0, b"KDMV"),
+    ("vmdk", 0, b"COWD"),
+    ("vmdk", 0, b"# Disk DescriptorFile"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vhd", 0, b"conectix"),
+    ("vdi", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
+    ("parallels", 0, b"WithoutFreeSpace"),
+    ("parallels", 0, b"WithouFreSpacExt"),
+    ("qed", 0, b"QED\0"),
+    ("ewf", 0, b"EVF\x09\x0d\x0a\xff\0"),
+    ("ewf", 0, b"EVF2\x0d\x0a\x81\0"),
+    ("aff", 0, b"AFF10\x0d\x0a\0"),
+    // Compression.
+    ("gzip", 0, &[0x1f, 0x8b, 0x08]),
+    ("compress", 0, &[0x1f, 0x9d]),
+    ("zstd", 0, &[0x28, 0xb5, 0x2f, 0xfd]),
+    ("lz4", 0, &[0x04, 0x22, 0x4d, 0x18]),
+    ("lz4", 0, &[0x02, 0x21, 0x4c, 0x18]),
+    ("lzip", 0, b"LZIP\x01"),
+    (
+        "lzop",
+        0,
+        &[0x89, b'L', b'Z', b'O', 0, 0x0d, 0x0a, 0x1a, 0x0a],
+    ),
+    // Archives.
+    ("7z", 0, &[b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c]),
+    ("zip", 0, b"PK\x03\x04"),
+    ("zip", 0, b"PK\x05\x06"),
+    ("rar", 0, b"Rar!\x1a\x07"),
+    ("tar", 257, b"ustar\0"),
+    ("tar", 257, b"ustar  \0"),
+    ("cpio", 0, b"070701"),
+    ("cpio", 0, b"070702"),
+    ("ar", 0, b"!<arch>\n"),
+];
+
+pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
+    let head = sample.head;
+    let known = MAGICS.iter().find(|(_, at, magic)| has(head, *at, magic));
+    known
+        .map(|(name, at, magic)| wrapper(name, magic, *at))
+        .or_else(|| bzip2(head))
+        .or_else(|| zstd_skippable(head))
+        .or_else(|| dmg(sample))
+}
+
+fn wrapper(name: &str, magic: &[u8], at: usize) -> Found {
+    Found::new(name, Class::Wrapper, FIRST, evidence(magic, at))
+}
+
+/// `BZh`, the block size as a digit, and the magic of a block or of the end.
+fn bzip2(head: &[u8]) -> Option<Found> {
+    let magic = slice(head, 0, 10)?;
+    let level = slice(magic, 3, 1)?;
+    let block = [0x31, 0x41, 0x59, 0x26, 0x53, 0x59];
+    let end = [0x17, 0x72, 0x45, 0x38, 0x50, 0x90];
+    let found = has(magic, 0, b"BZh")
+        && matches!(level, [b'1'..=b'9'])
+        && (has(magic, 4, &block) || has(magic, 4, &end));
+    found.then(|| wrapper("bzip2", magic, 0))
+}
+
+/// RFC 8878, 3.1.2: a frame to be skipped, as in the seekable format and in what pzstd makes.
+fn zstd_skippable(head: &[u8]) -> Option<Found> {
+    let magic = slice(head, 0, 4)?;
+    (le16(magic, 0)? & 0xfff0 == 0x2a50 && has(magic, 2, &[0x4d, 0x18]))
+        .then(|| wrapper("zstd", magic, 0))
+}
+
+/// Apple's disk images end with a trailer of 512 bytes.
+fn dmg(sample: &Sample<'_>) -> Option<Found> {
+    let tail = sample.tail?;
+    let at = tail.len().checked_sub(512)?;
+    has(tail, at, b"koly\0\0\0\x04").then(|| {
+        let mut found = wrapper("dmg", b"koly", 0);
+        found.info.evidence = "magic koly, 512 bytes before the end".to_owned();
+        found
+    })
+}

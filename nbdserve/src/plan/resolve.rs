@@ -1,0 +1,492 @@
+//! From a source to a plan: probing, and following a plan.
+
+use super::choose::Partitions;
+use super::fs::{self, Class, FsInfo};
+use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+use crate::layer::partition::{PARTITION, Table, read_table};
+use crate::layer::{Confidence, LAYERS, LayerType, Sample, Verdict, offset};
+use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
+
+/// Most layers of an image; a chosen partition is one.
+const MAX_LAYERS: usize = 8;
+
+/// Whether the top level of a file system looks like that of a system's root; `None` when that
+/// cannot be told, because nothing here reads that file system.
+pub type LooksLikeRoot<'a> = &'a dyn Fn(&Volume, &FsInfo) -> Option<bool>;
+
+/// What the user asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Layers that are named, outermost first; probing goes on above the last one.
+    pub layers: Vec<LayerSpec>,
+    /// Which part of a disk.
+    pub pick: Pick,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// The answer.
+#[derive(Debug)]
+pub struct Resolved {
+    /// How to open it again without looking.
+    pub plan: Plan,
+    /// What is to be served.
+    pub volume: Volume,
+    /// Source first, each layer on the one before; the last is [`Self::volume`].
+    pub chain: Vec<Volume>,
+    /// One for each layer of the plan.
+    pub steps: Vec<Step>,
+    /// The partition table that was met last, entered or not.
+    pub table: Option<Table>,
+    /// What each partition of the table holds, in its order, as far as that was looked at.
+    pub partitions: Vec<Option<FsInfo>>,
+    /// What [`Self::volume`] holds.
+    pub content: Content,
+    /// Where [`Self::volume`] lies in the source, byte for byte, when no layer decodes anything:
+    /// then the kernel can do without us.
+    pub source_range: Option<ByteRange>,
+}
+
+/// How a layer was found.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The layer.
+    pub layer: LayerSpec,
+    /// Why it was taken.
+    pub evidence: String,
+    /// What is unusual about it.
+    pub notes: Vec<String>,
+}
+
+/// Finds out what `source` is; `name` is what the user calls it.
+///
+/// # Errors
+/// `Unsupported` for a known format that nothing here opens, `NotThisFormat` for what is nothing
+/// we know or not what is wanted, `Limit` for more than 8 layers, and what the layers say.
+pub fn resolve(
+    source: Volume,
+    name: &str,
+    request: &Request,
+    looks_like_root: LooksLikeRoot<'_>,
+    cx: &Cx,
+) -> Result<Resolved> {
+    let mut walk = Walk::new(source, name, cx);
+    let mut raw = false;
+    for spec in &request.layers {
+        if spec.name() == RAW {
+            raw = true;
+            continue;
+        }
+        walk.enter(spec.clone(), "named by the user".to_owned(), Vec::new())?;
+    }
+    let mut pick = request.pick.clone();
+    loop {
+        match walk.look(&pick, raw)? {
+            Found::Layer(spec, evidence) => walk.enter(spec, evidence, Vec::new())?,
+            Found::Table(evidence) => {
+                let table = read_table(&walk.volume, None).map_err(|error| walk.named(error))?;
+                if let Some(partition) = walk.choose(table, &pick, looks_like_root)? {
+                    let spec = LayerSpec::with_value(PARTITION.name, &partition.to_string())?;
+                    let notes = walk.table_notes();
+                    walk.enter(spec, evidence, notes)?;
+                    pick = match request.purpose {
+                        Purpose::FileSystem => Pick::Auto,
+                        // The partition asked for, whatever it holds.
+                        Purpose::Bytes => Pick::Disk,
+                    };
+                } else {
+                    return walk.finish(Content::Disk);
+                }
+            }
+            Found::Content(content) => {
+                if let Pick::Partition(wanted) = &pick {
+                    return Err(walk.no_table(wanted, &content));
+                }
+                walk.check_content(&content, request.purpose, raw)?;
+                return walk.finish(content);
+            }
+        }
+    }
+}
+
+/// As [`resolve()`] for the bytes of the whole disk, with the contents of all partitions. Where a
+/// jump costs the decoding of the whole image only what is known anyway is told.
+///
+/// # Errors
+/// As [`resolve()`].
+pub fn inspect(source: Volume, name: &str, layers: &[LayerSpec], cx: &Cx) -> Result<Resolved> {
+    let request = Request {
+        layers: layers.to_vec(),
+        pick: Pick::Disk,
+        purpose: Purpose::Bytes,
+    };
+    resolve(source, name, &request, &|_, _| None, cx)
+}
+
+/// Whether nothing of an image has to be decoded, as far as its first and last bytes and the layers
+/// that the user named tell: worth a try without a process of our own.
+///
+/// # Errors
+/// When the source cannot be read.
+pub fn looks_plain(source: &Volume, layers: &[LayerSpec]) -> Result<bool> {
+    let plain = [RAW, offset::OFFSET.name, PARTITION.name];
+    if layers.iter().any(|layer| !plain.contains(&layer.name())) {
+        return Ok(false);
+    }
+    if !layers.is_empty() {
+        return Ok(true);
+    }
+    Ok(strongest(&read_sample(source)?.as_sample()).is_none())
+}
+
+/// A volume that a plan was followed to.
+#[derive(Debug)]
+pub struct Opened {
+    /// What is to be served.
+    pub volume: Volume,
+    /// Source first; the last is [`Self::volume`].
+    pub chain: Vec<Volume>,
+    /// As in [`Resolved`].
+    pub source_range: Option<ByteRange>,
+}
+
+/// Follows a plan without probing.
+///
+/// # Errors
+/// What the layers say.
+pub fn reopen(source: Volume, plan: &Plan, cx: &Cx) -> Result<Opened> {
+    let mut walk = Walk::new(source, &plan.source, cx);
+    for spec in &plan.layers {
+        walk.enter(spec.clone(), String::new(), Vec::new())?;
+    }
+    Ok(Opened {
+        volume: walk.volume,
+        chain: walk.chain,
+        source_range: walk.source_range,
+    })
+}
+
+/// The bytes that are probed.
+pub(super) struct Bytes {
+    head: Vec<u8>,
+    tail: Option<Vec<u8>>,
+    size: u64,
+}
+
+impl Bytes {
+    pub(super) fn as_sample(&self) -> Sample<'_> {
+        Sample {
+            head: &self.head,
+            tail: self.tail.as_deref(),
+            size: self.size,
+        }
+    }
+}
+
+/// Reads what is probed: the beginning, and the end where that costs no decoding.
+fn read_sample(volume: &Volume) -> Result<Bytes> {
+    let mut bytes = read_head(volume)?;
+    if volume.geometry().access == Access::Random {
+        let len = bytes.head.len().min(Sample::TAIL);
+        // len is at most the size.
+        let at = bytes.size.saturating_sub(len as u64);
+        bytes.tail = Some(volume.read_vec(at, len)?);
+    }
+    Ok(bytes)
+}
+
+/// Reads the beginning only.
+pub(super) fn read_head(volume: &Volume) -> Result<Bytes> {
+    let size = volume.size();
+    let len = usize::try_from(size)
+        .unwrap_or(usize::MAX)
+        .min(Sample::HEAD);
+    Ok(Bytes {
+        head: volume.read_vec(0, len)?,
+        tail: None,
+        size,
+    })
+}
+
+/// What the innermost volume turns out to be.
+enum Found {
+    /// Wrapped in a layer, by this evidence.
+    Layer(LayerSpec, String),
+    /// A disk with partitions, by this evidence.
+    Table(String),
+    /// Nothing that is to be taken off.
+    Content(Content),
+}
+
+/// The way from the source to the innermost volume so far.
+struct Walk<'a> {
+    cx: &'a Cx,
+    name: &'a str,
+    volume: Volume,
+    chain: Vec<Volume>,
+    steps: Vec<Step>,
+    source_range: Option<ByteRange>,
+    partitions: Option<Partitions>,
+    partition: Option<u32>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(source: Volume, name: &'a str, cx: &'a Cx) -> Self {
+        Self {
+            cx,
+            name,
+            source_range: Some(ByteRange::between(0, source.size())),
+            chain: vec![source.clone()],
+            volume: source,
+            steps: Vec::new(),
+            partitions: None,
+            partition: None,
+        }
+    }
+
+    /// Opens a layer on what there is.
+    fn enter(&mut self, spec: LayerSpec, evidence: String, notes: Vec<String>) -> Result<()> {
+        self.cx.cancel.check()?;
+        let Some(layer) = spec.layer() else {
+            // LayerSpec knows no other names than those of layers and this one.
+            let what = format!("{RAW} is not a layer that can be opened");
+            return Err(Error::new(Kind::Unsupported, what));
+        };
+        if self.steps.len() >= MAX_LAYERS {
+            let what = format!("{} is wrapped in more than {MAX_LAYERS} layers", self.name);
+            return Err(Error::new(Kind::Limit, what)
+                .hint("--layer NAME... --layer raw opens the outer ones only"));
+        }
+        let volume = (layer.open)(&self.volume, spec.args(), self.cx)
+            .map_err(|error| error.in_layer(layer.name))?;
+        self.source_range = match self.source_range {
+            Some(outer) => plain_range(layer, &spec, &self.volume, volume.size())?
+                .and_then(|inner| shifted(inner, outer)),
+            None => None,
+        };
+        if layer.name == PARTITION.name {
+            self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
+        }
+        tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
+        self.chain.push(volume.clone());
+        self.volume = volume;
+        self.steps.push(Step {
+            layer: spec,
+            evidence,
+            notes,
+        });
+        Ok(())
+    }
+
+    /// Probes the innermost volume.
+    fn look(&self, pick: &Pick, raw: bool) -> Result<Found> {
+        if self.volume.size() == 0 {
+            let what = format!("{} is empty", self.what());
+            return Err(Error::new(Kind::NotThisFormat, what));
+        }
+        let bytes = read_sample(&self.volume)?;
+        let sample = bytes.as_sample();
+        let content = fs::recognise(&sample);
+        let weight = content.as_ref().map(|(_, confidence)| *confidence);
+        let wants_partition = matches!(pick, Pick::Partition(_));
+
+        let layer = strongest(&sample).filter(|_| !raw);
+        let table = match (PARTITION.probe)(&sample) {
+            Verdict::Yes {
+                confidence,
+                evidence,
+            } if !raw || wants_partition => Some((confidence, evidence)),
+            _ => None,
+        };
+        if let Some((layer, confidence, evidence)) = layer
+            && weight.is_none_or(|weight| confidence >= weight)
+            && table.as_ref().is_none_or(|(table, _)| confidence >= *table)
+        {
+            return Ok(Found::Layer(layer.name.parse()?, evidence));
+        }
+        if let Some((confidence, evidence)) = table
+            && (wants_partition || weight.is_none_or(|weight| confidence > weight))
+        {
+            return Ok(Found::Table(evidence));
+        }
+        Ok(Found::Content(match content {
+            Some((info, _)) if info.class == Class::FileSystem => Content::FileSystem(info),
+            Some((info, _)) => Content::Other(info),
+            None => Content::Bytes,
+        }))
+    }
+
+    /// Keeps the table, and chooses one of its partitions unless the whole disk is meant.
+    fn choose(
+        &mut self,
+        table: Table,
+        pick: &Pick,
+        looks_like_root: LooksLikeRoot<'_>,
+    ) -> Result<Option<u32>> {
+        let partitions = self.partitions.insert(Partitions::new(&self.volume, table));
+        let chosen = match pick {
+            Pick::Auto => partitions.root(looks_like_root).map(Some),
+            Pick::Partition(name) => partitions.named(name).map(Some),
+            Pick::Disk => {
+                if self.volume.geometry().access != Access::FirstPass {
+                    for index in 0..partitions.table.partitions.len() {
+                        partitions.content(index)?;
+                    }
+                }
+                Ok(None)
+            }
+        };
+        chosen.map_err(|error| error.in_layer(PARTITION.name))
+    }
+
+    fn table_notes(&self) -> Vec<String> {
+        let partitions = self.partitions.as_ref();
+        partitions.map_or_else(Vec::new, |partitions| {
+            let damage = partitions.table.damage.iter().cloned();
+            partitions
+                .table
+                .notes
+                .iter()
+                .cloned()
+                .chain(damage)
+                .collect()
+        })
+    }
+
+    /// Whether the content serves the purpose.
+    fn check_content(&self, content: &Content, purpose: Purpose, raw: bool) -> Result<()> {
+        let what = self.what();
+        let as_bytes = "--layer raw --fuse shows the bytes as they are";
+        match (content, purpose) {
+            (Content::FileSystem(_), _) => Ok(()),
+            (Content::Other(info), _) if info.class == Class::Wrapper && !raw => Err(Error::new(
+                Kind::Unsupported,
+                format!("{what} is {info}, which this version cannot open yet"),
+            )
+            .hint(as_bytes)),
+            (_, Purpose::Bytes) => Ok(()),
+            (Content::Other(info), _) => Err(Error::new(
+                Kind::Unsupported,
+                format!("{what} is {info}, which is no file system"),
+            )
+            .hint("--fuse shows it as a file")),
+            (Content::Disk | Content::Bytes, _) => Err(self.nothing_known(as_bytes)),
+        }
+    }
+
+    fn nothing_known(&self, hint: &str) -> Error {
+        let what = self.what();
+        let size = self.volume.size();
+        if size < 512 {
+            let what = format!("{what} has {size} bytes, less than one sector");
+            return Error::new(Kind::NotThisFormat, what);
+        }
+        // Probing has just read them.
+        let first = self.volume.read_vec(0, 16).unwrap_or_default();
+        let first: Vec<_> = first.iter().map(|byte| format!("{byte:02x}")).collect();
+        let what = format!(
+            "{what} is nothing we know: it begins with {}",
+            first.join(" ")
+        );
+        Error::new(Kind::NotThisFormat, what).hint(hint)
+    }
+
+    fn no_table(&self, wanted: &str, content: &Content) -> Error {
+        let (what, wanted) = (self.what(), crate::error::escape(wanted));
+        let found = match content {
+            Content::FileSystem(info) | Content::Other(info) => format!("it is {info}"),
+            Content::Disk | Content::Bytes => "it is nothing we know".to_owned(),
+        };
+        let what = format!("{what} has no partition table to find \"{wanted}\" in: {found}");
+        Error::new(Kind::NotThisFormat, what)
+    }
+
+    /// The innermost volume, for the user.
+    fn what(&self) -> String {
+        match self.steps.last() {
+            None => self.name.to_owned(),
+            Some(_) => format!("{}: the content of {}", self.name, self.volume.name()),
+        }
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.in_layer(PARTITION.name)
+    }
+
+    fn finish(self, content: Content) -> Result<Resolved> {
+        let plan = Plan {
+            source: self.name.to_owned(),
+            layers: self.steps.iter().map(|step| step.layer.clone()).collect(),
+            partition: self.partition,
+            content: content.clone(),
+        };
+        let mut known = Vec::new();
+        if let Some(partitions) = &self.partitions {
+            let all = 0..partitions.table.partitions.len();
+            known.extend(all.map(|index| partitions.known_content(index).cloned()));
+            // What is served was looked at as a volume, not as a partition.
+            let served = self.steps.last().map(|step| step.layer.name()) == Some(PARTITION.name);
+            let mut entries = partitions.table.partitions.iter();
+            let chosen = entries.position(|entry| Some(entry.number) == self.partition);
+            if let (true, Content::FileSystem(info) | Content::Other(info)) = (served, &content)
+                && let Some(slot) = chosen.and_then(|index| known.get_mut(index))
+            {
+                *slot = Some(info.clone());
+            }
+        }
+        Ok(Resolved {
+            plan,
+            volume: self.volume,
+            chain: self.chain,
+            steps: self.steps,
+            table: self.partitions.map(|partitions| partitions.table),
+            partitions: known,
+            content,
+            source_range: self.source_range,
+        })
+    }
+}
+
+/// The layer that is surest of the sample, the first of equals; partitions apart.
+fn strongest(sample: &Sample<'_>) -> Option<(&'static LayerType, Confidence, String)> {
+    let mut best: Option<(&LayerType, Confidence, String)> = None;
+    for layer in LAYERS {
+        if layer.name == PARTITION.name {
+            continue;
+        }
+        if let Verdict::Yes {
+            confidence,
+            evidence,
+        } = (layer.probe)(sample)
+            && best.as_ref().is_none_or(|(_, most, _)| confidence > *most)
+        {
+            best = Some((layer, confidence, evidence));
+        }
+    }
+    best
+}
+
+/// Which bytes of `below` the volume that a layer made of it is, byte for byte; `None` for a layer
+/// that decodes.
+fn plain_range(
+    layer: &LayerType,
+    spec: &LayerSpec,
+    below: &Volume,
+    size: u64,
+) -> Result<Option<ByteRange>> {
+    if layer.name == offset::OFFSET.name {
+        return offset::range(below.size(), spec.args()).map(Some);
+    }
+    if layer.name != PARTITION.name {
+        return Ok(None);
+    }
+    let range = crate::layer::partition::range(below, spec.args())?;
+    debug_assert_eq!(range.len(), size);
+    Ok(Some(range))
+}
+
+/// The range `inner` of the range `outer` of something.
+fn shifted(inner: ByteRange, outer: ByteRange) -> Option<ByteRange> {
+    let start = outer.start().checked_add(inner.start())?;
+    ByteRange::new(start, inner.len()).filter(|range| outer.contains(*range))
+}

@@ -1,0 +1,426 @@
+//! Readers on one side, fetches on the other, and the store between them.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::fetch;
+use super::remote::{Body, Remote};
+use super::store::{CHUNK, PAGE, chunks};
+use super::store::{Memory, Store, copy_out, mask};
+use super::streams::Streams;
+use crate::cx::Cancel;
+use crate::{ByteRange, Error, Kind, Result};
+
+/// Fetches at the same time.
+pub(super) const MOST_IN_FLIGHT: usize = 6;
+/// Of these, hints leave this many to readers that wait.
+const KEPT_FOR_READERS: usize = 2;
+/// Hints that find more fetches than this waiting are ignored.
+const MOST_WAITING: usize = 64;
+/// A waiting reader looks this often whether it shall stop.
+const LOOK: Duration = Duration::from_millis(50);
+/// No request is longer.
+const LONGEST_GET: u64 = 16 << 20;
+
+/// The state of one open file.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) remote: Remote,
+    handle: Handle,
+    cancel: Cancel,
+    limits: Limits,
+    state: Mutex<State>,
+    /// Something has arrived, failed or ended.
+    news: Condvar,
+}
+
+/// How long and how much.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) no_progress: Duration,
+    pub(super) answer_within: Option<Duration>,
+    /// Bytes of the store.
+    pub(super) memory: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Store,
+    streams: Streams,
+    /// In the order in which they were asked for.
+    flights: Vec<Flight>,
+    next_id: u64,
+    /// Bytes that have arrived, of all flights.
+    arrived: u64,
+    /// Why nothing can be read any more.
+    dead: Option<Error>,
+}
+
+/// A range that is being fetched or waits to be. No byte is in two of them.
+#[derive(Debug)]
+struct Flight {
+    id: u64,
+    range: ByteRange,
+    /// One past the last page that has arrived.
+    at: u64,
+    started: bool,
+    /// A reader waits for it.
+    urgent: bool,
+    failed: Arc<OnceLock<Error>>,
+}
+
+impl Engine {
+    /// The engine for an open file, whose first answer is `body`.
+    pub(super) fn start(
+        remote: Remote,
+        body: Body,
+        handle: Handle,
+        cancel: Cancel,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let size = remote.size();
+        let state = State {
+            store: Store::new(size, limits.memory),
+            streams: Streams::new(size, limits.longest_guess()),
+            flights: Vec::new(),
+            next_id: 0,
+            arrived: 0,
+            dead: None,
+        };
+        let engine = Arc::new(Self {
+            remote,
+            handle,
+            cancel,
+            limits,
+            state: Mutex::new(state),
+            news: Condvar::new(),
+        });
+        engine.start_first(body);
+        engine
+    }
+
+    fn start_first(self: &Arc<Self>, body: Body) {
+        if body.range.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        let range = state.store.pages(body.range);
+        state.add(range, true);
+        self.start_waiting(&mut state, Some(body));
+    }
+
+    /// Fills `buf` with the bytes at `offset`, which are within the file.
+    pub(super) fn read(self: &Arc<Self>, buf: &mut [u8], offset: u64) -> Result<()> {
+        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let mut state = self.lock();
+        let want = state.streams.read(range);
+        self.want(&mut state, want, true, self.limits.longest_guess());
+
+        let mut at = range.start();
+        let mut wait = Wait::new(self.limits);
+        while at < range.end() {
+            self.cancel.check()?;
+            if let Some(error) = &state.dead {
+                return Err(error.clone());
+            }
+            let piece = Store::first_piece(ByteRange::between(at, range.end()));
+            if let Some(memory) = state.store.read(piece) {
+                drop(state);
+                let from = (at - offset) as usize;
+                copy_out(&memory, at, &mut buf[from..from + piece.len() as usize]);
+                at = piece.end();
+                wait.forget();
+                state = self.lock();
+                continue;
+            }
+            wait.check_failed()?;
+            let Some(flight) = state.flight_of(piece) else {
+                // Never asked for, or given up to make room.
+                let rest = state.store.pages(ByteRange::between(at, range.end()));
+                self.want(&mut state, rest, true, self.limits.longest_guess());
+                continue;
+            };
+            let hurry = !flight.started && !flight.urgent;
+            flight.urgent = true;
+            let (id, place, failed) = (flight.id, flight.at, Arc::clone(&flight.failed));
+            let progress = if flight.started { place } else { state.arrived };
+            wait.check_time((id, progress), failed)?;
+            if hurry {
+                self.start_waiting(&mut state, None);
+            }
+            let waited = self.news.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// Fetches what will be read, as far as one request goes.
+    pub(super) fn hint(self: &Arc<Self>, range: ByteRange) {
+        let mut state = self.lock();
+        if state.dead.is_some() || state.flights.len() >= MOST_WAITING {
+            return;
+        }
+        let end = range.start().saturating_add(self.limits.longest_get());
+        let range = ByteRange::between(range.start(), range.end().min(end));
+        let want = state.streams.hint(range);
+        self.want(&mut state, want, false, self.limits.longest_get());
+    }
+
+    /// Sees to it that all of `range` is there or on its way.
+    fn want(
+        self: &Arc<Self>,
+        state: &mut MutexGuard<'_, State>,
+        range: ByteRange,
+        urgent: bool,
+        longest: u64,
+    ) {
+        if state.dead.is_some() {
+            return;
+        }
+        for mut gap in state.gaps(range) {
+            while !gap.is_empty() {
+                let end = gap.start().saturating_add(longest).min(gap.end());
+                state.add_merged(ByteRange::between(gap.start(), end), urgent, longest);
+                gap = ByteRange::between(end, gap.end());
+            }
+        }
+        self.start_waiting(state, None);
+    }
+
+    /// Starts what waits, readers first, while there is room in flight and in memory. `body`
+    /// is the answer that the first of them already has.
+    fn start_waiting(self: &Arc<Self>, state: &mut MutexGuard<'_, State>, mut body: Option<Body>) {
+        while state.dead.is_none() {
+            let active = state.flights.iter().filter(|flight| flight.started).count();
+            let waiting = |urgent: bool| {
+                let wanted = move |flight: &Flight| !flight.started && flight.urgent == urgent;
+                state.flights.iter().position(wanted)
+            };
+            let next = match waiting(true) {
+                Some(next) if active < MOST_IN_FLIGHT => Some(next),
+                None if active < MOST_IN_FLIGHT - KEPT_FOR_READERS => waiting(false),
+                _ => None,
+            };
+            let Some(next) = next else { return };
+            let (id, range) = (state.flights[next].id, state.flights[next].range);
+            if !state.flights[next].urgent && !self.leaves_room(state, range) {
+                return;
+            }
+            // A flight has at most half of the store, so one fits when there is no other.
+            let Some(memories) = state.reserve(range, active == 0) else {
+                return;
+            };
+            state.flights[next].started = true;
+            let task = fetch::run(Arc::clone(self), id, range, memories, body.take());
+            self.handle.spawn(task);
+        }
+    }
+
+    /// Whether the flight of a hint leaves a quarter of the store to readers.
+    fn leaves_room(&self, state: &State, range: ByteRange) -> bool {
+        let started = state.flights.iter().filter(|flight| flight.started);
+        let flying: u64 = started.map(|flight| flight.range.len()).sum();
+        flying.saturating_add(range.len()) <= self.limits.memory / 4 * 3
+    }
+
+    /// The flight `id` has filled its memory from `from` up to `to`.
+    pub(super) fn arrived(&self, id: u64, from: u64, to: u64) {
+        let mut state = self.lock();
+        state.arrived = state.arrived.saturating_add(to.saturating_sub(from));
+        // A page counts when it is whole; the last one of the file is shorter.
+        let whole = if to == self.remote.size() {
+            to
+        } else {
+            to / PAGE * PAGE
+        };
+        let Some(flight) = state.flights.iter_mut().find(|flight| flight.id == id) else {
+            return;
+        };
+        let new = ByteRange::between(flight.at, whole);
+        if !new.is_empty() {
+            flight.at = whole;
+            state.store.fill(new);
+            self.news.notify_all();
+        }
+    }
+
+    /// The flight `id` is over.
+    pub(super) fn ended(self: &Arc<Self>, id: u64, result: Result<()>) {
+        let mut state = self.lock();
+        let Some(at) = state.flights.iter().position(|flight| flight.id == id) else {
+            return;
+        };
+        let flight = state.flights.remove(at);
+        if let Err(error) = result {
+            // The only one who sets it.
+            let _ = flight.failed.set(error);
+        }
+        self.start_waiting(&mut state, None);
+        self.news.notify_all();
+    }
+
+    /// Nothing will be read any more, because of `error`; the first one counts.
+    pub(super) fn die(&self, error: Error) {
+        let mut state = self.lock();
+        state.dead.get_or_insert(error);
+        self.news.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Limits {
+    /// Bytes of the longest request for what is certain to be read, which is also as far as a hint
+    /// is followed: what it brings must wait in the store until it is read.
+    pub(super) fn longest_get(self) -> u64 {
+        (self.memory / 2).clamp(CHUNK, LONGEST_GET) / CHUNK * CHUNK
+    }
+
+    /// Bytes of the longest request that goes beyond what was asked for.
+    fn longest_guess(self) -> u64 {
+        (self.memory / 8).clamp(CHUNK, LONGEST_GET) / CHUNK * CHUNK
+    }
+}
+
+impl State {
+    /// The parts of `range`, which is aligned to pages, that are neither there nor on their way.
+    fn gaps(&self, range: ByteRange) -> Vec<ByteRange> {
+        let mut gaps: Vec<ByteRange> = Vec::new();
+        for index in chunks(range) {
+            let mut missing = self.store.missing(index, range);
+            for flight in &self.flights {
+                missing &= !mask(index, ByteRange::between(flight.at, flight.range.end()));
+            }
+            while missing != 0 {
+                let first = u64::from(missing.trailing_zeros());
+                let len = u64::from((missing >> first).trailing_ones());
+                missing &= !((u64::MAX >> (64 - len)) << first);
+                let start = index * CHUNK + first * PAGE;
+                let gap =
+                    ByteRange::between(start, start.saturating_add(len * PAGE)).intersect(range);
+                match gaps.last_mut() {
+                    Some(last) if last.end() == gap.start() => {
+                        *last = ByteRange::between(last.start(), gap.end());
+                    }
+                    _ => gaps.push(gap),
+                }
+            }
+        }
+        gaps
+    }
+
+    /// As [`Self::add`], or lengthens the one that waits for what lies before.
+    fn add_merged(&mut self, range: ByteRange, urgent: bool, longest: u64) {
+        let neighbour = self.flights.iter_mut().find(|flight| {
+            let merged = flight.range.len().saturating_add(range.len());
+            !flight.started && flight.range.end() == range.start() && merged <= longest
+        });
+        if let Some(flight) = neighbour {
+            flight.range = ByteRange::between(flight.range.start(), range.end());
+            flight.urgent |= urgent;
+        } else {
+            self.add(range, urgent);
+        }
+    }
+
+    fn add(&mut self, range: ByteRange, urgent: bool) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.flights.push(Flight {
+            id,
+            range,
+            at: range.start(),
+            started: false,
+            urgent,
+            failed: Arc::default(),
+        });
+    }
+
+    /// The flight that brings the first missing page of `piece`, which lies in one chunk.
+    fn flight_of(&mut self, piece: ByteRange) -> Option<&mut Flight> {
+        let index = piece.start() / CHUNK;
+        let first = u64::from(self.store.missing(index, piece).trailing_zeros());
+        let page = index * CHUNK + first * PAGE;
+        self.flights
+            .iter_mut()
+            .find(|flight| flight.at <= page && page < flight.range.end())
+    }
+
+    fn reserve(&mut self, range: ByteRange, forced: bool) -> Option<Vec<Memory>> {
+        let flights = &self.flights;
+        let busy = |index| {
+            let started = flights.iter().filter(|flight| flight.started);
+            started
+                .into_iter()
+                .any(|flight| mask(index, flight.range) != 0)
+        };
+        self.store.reserve(range, busy, forced)
+    }
+}
+
+/// One reader's wait, and when it ends.
+struct Wait {
+    limits: Limits,
+    began: Instant,
+    /// The flight it waits for and how far that was, since when.
+    seen: Option<(u64, u64)>,
+    since: Instant,
+    failed: Option<Arc<OnceLock<Error>>>,
+}
+
+impl Wait {
+    fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        Self {
+            limits,
+            began: now,
+            seen: None,
+            since: now,
+            failed: None,
+        }
+    }
+
+    /// What it waited for is there.
+    fn forget(&mut self) {
+        self.seen = None;
+        self.failed = None;
+    }
+
+    /// Fails as the flight did that this reader waited for.
+    fn check_failed(&self) -> Result<()> {
+        match self.failed.as_ref().and_then(|failed| failed.get()) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails when the flight got no further for too long, which it would itself notice earlier
+    /// unless it waits for others; or when the time for an answer is over.
+    fn check_time(&mut self, seen: (u64, u64), failed: Arc<OnceLock<Error>>) -> Result<()> {
+        if self.seen != Some(seen) {
+            self.seen = Some(seen);
+            self.since = Instant::now();
+        }
+        self.failed = Some(failed);
+        let late = |what: &str, limit: Duration| {
+            Err(Error::new(
+                Kind::TimedOut,
+                format!("{what} within {limit:?}"),
+            ))
+        };
+        // The flight itself has more to say about it, so it goes first.
+        let most = self.limits.no_progress;
+        let limit = most.saturating_add(most / 16).saturating_add(2 * LOOK);
+        if self.since.elapsed() >= limit {
+            return late("no byte has come", limit);
+        }
+        match self.limits.answer_within {
+            Some(limit) if self.began.elapsed() >= limit => late("not all bytes came", limit),
+            _ => Ok(()),
+        }
+    }
+}

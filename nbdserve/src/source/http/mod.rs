@@ -1,0 +1,179 @@
+//! A file on a web server, read by ranges, without downloading it.
+//!
+//! ```text
+//!  readers (threads) -> engine: what is there, what is on its way, what must be asked for
+//!                         |  streams: how much to ask for       store: pages in memory
+//!  tokio, one thread  -> fetch: one range, resumed when it breaks off
+//!                          -> remote: the redirect's target, and is it still the same file?
+//!                               -> transport: one request, credentials, TLS
+//!                                    -> answer, headers: may these bytes be used? (pure)
+//! ```
+//!
+//! What must hold: a byte that is in memory or on its way is not asked for again, a byte of
+//! another version of the file is never returned, and credentials go to nobody but the host that
+//! the user named.
+
+mod address;
+mod answer;
+mod credentials;
+mod download;
+mod engine;
+mod failure;
+mod fetch;
+mod headers;
+mod netrc;
+mod options;
+mod patience;
+mod remote;
+mod runtime;
+mod store;
+mod streams;
+mod tls;
+mod transport;
+
+use std::fmt;
+use std::fs::File;
+use std::sync::Arc;
+
+pub use options::{HttpIdentity, HttpOptions, HttpStats};
+
+use self::address::Address;
+use self::credentials::Credentials;
+use self::engine::{Engine, Limits, MOST_IN_FLIGHT};
+use self::remote::Remote;
+use self::runtime::Worker;
+use self::store::CHUNK;
+use self::transport::Transport;
+use crate::cache::TempFile;
+use crate::{Access, ByteRange, Cx, Device, Error, Geometry, Kind, Result};
+
+/// A file on a web server, as a read-only device.
+pub struct Http {
+    engine: Arc<Engine>,
+    worker: Worker,
+    geometry: Geometry,
+}
+
+impl Http {
+    /// Finds the file, with one request (and one for each redirect) that also fetches its first
+    /// bytes.
+    ///
+    /// From then on, a request that gets no further for `cx.no_progress` is given up, however
+    /// often it was repeated; a read that waits for it ends a sixteenth of that and a tenth of a
+    /// second later at most.
+    ///
+    /// # Errors
+    /// `Unsupported` for a URL that is not http(s), a server that cannot send parts of a file, or
+    /// an encoded body; `NotThisFormat` for an HTML page; `Denied` for refused credentials or a
+    /// forbidden redirect; `Io` and `TimedOut` for a server that cannot be reached.
+    pub fn open(url: &str, options: &HttpOptions, cx: &Cx) -> Result<Self> {
+        let (address, transport) = prepare(url, options, cx)?;
+        let worker = Worker::start()?;
+        let first = ByteRange::between(0, CHUNK);
+        let (remote, body) = worker.wait(Remote::open(transport, address, first), &cx.cancel)?;
+        let limits = Limits {
+            no_progress: cx.no_progress,
+            answer_within: options.answer_within,
+            memory: options.memory.max(HttpOptions::LEAST_MEMORY),
+        };
+        let geometry = Geometry {
+            size: remote.size(),
+            min_block: 1,
+            preferred_block: CHUNK as u32,
+            max_request: limits.longest_get(),
+            access: Access::Random,
+        };
+        let handle = worker.handle()?;
+        let engine = Engine::start(remote, body, handle, cx.cancel.clone(), limits);
+        Ok(Self {
+            engine,
+            worker,
+            geometry,
+        })
+    }
+
+    /// Fetches the whole file, once, into an unlinked file in `cx.temp_dir`: for a server that
+    /// cannot send parts. The observer is told of the progress.
+    ///
+    /// # Errors
+    /// As [`Self::open`], except that the server need not send parts; `NoSpace` when the file
+    /// does not fit.
+    pub fn download(url: &str, options: &HttpOptions, cx: &Cx) -> Result<File> {
+        let (address, transport) = prepare(url, options, cx)?;
+        let file = TempFile::create(&cx.temp_dir, cx.temp_limit)?;
+        let worker = Worker::start()?;
+        let observer = Arc::clone(&cx.observer);
+        worker.wait(
+            download::run(transport, address, file, observer),
+            &cx.cancel,
+        )
+    }
+
+    /// A URL as messages show it: without credentials and without its query.
+    ///
+    /// # Errors
+    /// `Unsupported` for what is no http or https URL.
+    pub fn shown(url: &str) -> Result<String> {
+        Address::parse(url).map(|(address, _)| address.to_string())
+    }
+
+    /// Which file is read, and which version of it.
+    #[must_use]
+    pub fn identity(&self) -> HttpIdentity {
+        self.engine.remote.identity()
+    }
+
+    /// What reading has cost so far.
+    #[must_use]
+    pub fn stats(&self) -> HttpStats {
+        self.engine.remote.stats()
+    }
+
+    fn stop(&self) {
+        self.engine.die(Error::new(Kind::Io, "it is closed"));
+        self.worker.stop();
+    }
+}
+
+/// Whom to ask, and with what.
+fn prepare(url: &str, options: &HttpOptions, cx: &Cx) -> Result<(Address, Transport)> {
+    let (address, login) = Address::parse(url)?;
+    let credentials = Credentials::new(&address, login, options)?;
+    let transport = Transport::new(credentials, options, cx.no_progress, MOST_IN_FLIGHT)?;
+    Ok((address, transport))
+}
+
+impl Device for Http {
+    fn name(&self) -> &'static str {
+        "http"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.engine.read(buf, offset)
+    }
+
+    fn will_need(&self, range: ByteRange) {
+        self.engine.hint(range);
+    }
+
+    fn close(&self) -> Result<()> {
+        self.stop();
+        Ok(())
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Http({})", self.engine.remote.identity().url)
+    }
+}

@@ -1,0 +1,220 @@
+//! The file on the server: found once, then asked for parts.
+
+use std::sync::{Mutex, PoisonError};
+
+use reqwest::Response;
+
+use super::address::Address;
+use super::answer::Source;
+use super::failure::{Failure, Phase};
+use super::patience::Patience;
+use super::transport::{Ask, Transport, head};
+use super::{HttpIdentity, HttpStats};
+use crate::{ByteRange, Error};
+
+/// A file that was found, and where.
+#[derive(Debug)]
+pub(super) struct Remote {
+    transport: Transport,
+    /// What the user named.
+    original: Address,
+    source: Source,
+    target: Mutex<Target>,
+    /// Held while the redirects are followed anew.
+    resolving: tokio::sync::Mutex<()>,
+}
+
+/// Where the redirects led.
+#[derive(Clone, Debug)]
+struct Target {
+    address: Address,
+    /// Counts how often it was resolved.
+    generation: u64,
+}
+
+/// An answer with bytes that may be used.
+#[derive(Debug)]
+pub(super) struct Body {
+    from: Address,
+    response: Response,
+    /// What the body holds, from the start of the range asked for on.
+    pub(super) range: ByteRange,
+}
+
+impl Remote {
+    /// Asks for `range` (from 0 on), and learns from the answer where the file is, how long it
+    /// is, which version it has and whether parts of it can be had.
+    ///
+    /// One GET does what would take a HEAD and a GET, its bytes are needed anyway, and URLs that
+    /// are signed for GET only answer HEAD with 403.
+    ///
+    /// # Errors
+    /// `Unsupported` when the server does not send parts; `Denied`, `Io`, `TimedOut`,
+    /// `NotThisFormat`.
+    pub(super) async fn open(
+        transport: Transport,
+        original: Address,
+        range: ByteRange,
+    ) -> Result<(Self, Body), Error> {
+        let mut patience = Patience::new(transport.limit);
+        loop {
+            let ask = Ask {
+                range: Some(range),
+                validator: None,
+                phase: Phase::Opening,
+                stall: patience.stall(),
+            };
+            let found = match transport.follow(&original, ask).await {
+                Ok((address, response)) => head(&address, &response)
+                    .first(range)
+                    .map(|(source, range)| (address.clone(), response, source, range)),
+                Err(failure) => Err(failure),
+            };
+            match found {
+                Ok((address, response, source, range)) => {
+                    if source.validator.is_none() {
+                        tracing::warn!("{original}: no ETag, no date: a change may go unnoticed");
+                    }
+                    let body = Body {
+                        from: address.clone(),
+                        response,
+                        range,
+                    };
+                    let target = Target {
+                        address,
+                        generation: 0,
+                    };
+                    let remote = Self {
+                        transport,
+                        original,
+                        source,
+                        target: Mutex::new(target),
+                        resolving: tokio::sync::Mutex::new(()),
+                    };
+                    return Ok((remote, body));
+                }
+                Err(Failure::Transient(error, asked)) => {
+                    patience.pause(error, asked).await?;
+                    transport.retried();
+                }
+                Err(failure) => return Err(failure.into_error()),
+            }
+        }
+    }
+
+    /// Asks for `range`, of the version that was opened. When the target refuses, the redirects
+    /// are followed anew, once.
+    pub(super) async fn get(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
+        let target = self.target();
+        let failure = match self.part_of(&target.address, range, patience).await {
+            Err(Failure::Expired(error)) => error,
+            other => return other,
+        };
+        tracing::info!("the redirects are followed anew: {failure}");
+        let alone = self.resolving.lock().await;
+        let now = self.target();
+        let again = if now.generation == target.generation {
+            self.resolve(range, patience).await
+        } else {
+            // Another request has done it while this one waited.
+            drop(alone);
+            self.part_of(&now.address, range, patience).await
+        };
+        match again {
+            Err(Failure::Expired(error)) => Err(Failure::Final(error)),
+            other => other,
+        }
+    }
+
+    async fn part_of(
+        &self,
+        address: &Address,
+        range: ByteRange,
+        patience: &Patience,
+    ) -> Result<Body, Failure> {
+        let response = self
+            .transport
+            .send(address, self.ask(range, patience))
+            .await?;
+        self.checked(address.clone(), response, range)
+    }
+
+    async fn resolve(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
+        let ask = self.ask(range, patience);
+        let (address, response) = self.transport.follow(&self.original, ask).await?;
+        let body = self.checked(address.clone(), response, range)?;
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.generation += 1;
+        target.address = address;
+        Ok(body)
+    }
+
+    fn checked(
+        &self,
+        from: Address,
+        response: Response,
+        asked: ByteRange,
+    ) -> Result<Body, Failure> {
+        let range = head(&from, &response).part(asked, &self.source)?;
+        Ok(Body {
+            from,
+            response,
+            range,
+        })
+    }
+
+    fn ask(&self, range: ByteRange, patience: &Patience) -> Ask<'_> {
+        Ask {
+            range: Some(range),
+            validator: Some(&self.source.validator),
+            phase: Phase::Reading,
+            stall: patience.stall(),
+        }
+    }
+
+    /// The next bytes of a body, `None` at its end. A body that is cut short is an error there.
+    pub(super) async fn next(
+        &self,
+        body: &mut Body,
+        patience: &Patience,
+    ) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        self.transport
+            .next(&body.from, &mut body.response, patience.stall())
+            .await
+    }
+
+    /// Patience for one fetch.
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.transport.limit)
+    }
+
+    /// Notes that a request is repeated.
+    pub(super) fn retried(&self) {
+        self.transport.retried();
+    }
+
+    /// Number of bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.source.size
+    }
+
+    /// What is read.
+    pub(super) fn identity(&self) -> HttpIdentity {
+        HttpIdentity {
+            url: self.original.to_string(),
+            strong_etag: self.source.validator.strong_text(),
+            last_modified: self.source.validator.date_text(),
+            size: self.source.size,
+        }
+    }
+
+    /// What it has cost.
+    pub(super) fn stats(&self) -> HttpStats {
+        self.transport.stats()
+    }
+
+    fn target(&self) -> Target {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.clone()
+    }
+}

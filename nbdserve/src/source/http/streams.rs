@@ -1,0 +1,302 @@
+//! How much to fetch when something is read: what is read, what is hinted at, and more of what
+//! is read in order.
+
+use std::collections::VecDeque;
+
+use super::store::PAGE;
+use crate::ByteRange;
+
+/// The least that is fetched for a read out of the blue, and what it is aligned to. At 10 MB/s it
+/// takes 7 ms, less than the round trip to ask for a neighbour; a file system's metadata has many
+/// of those.
+pub(super) const WINDOW: u64 = 64 << 10;
+/// Readers that are recognised at the same time.
+const MOST_STREAMS: usize = 16;
+/// A read this far beyond the last one still continues it: the kernel reads ahead with several
+/// requests at once, which come in any order.
+const SLACK: u64 = 256 << 10;
+/// A stream that had none of this many last reads is taken to have ended.
+const LIVELY: u64 = 64;
+/// Hints that are remembered.
+const MOST_HINTS: usize = 64;
+
+/// One part in so many is fetched beyond what a row of hints has named.
+const GROWTH: u64 = 8;
+
+/// What was read lately.
+#[derive(Debug)]
+pub(super) struct Streams {
+    size: u64,
+    /// Most bytes to fetch ahead at once, for one stream.
+    most: u64,
+    /// Counts the reads.
+    clock: u64,
+    /// The least recently used first.
+    live: VecDeque<Stream>,
+    hinted: VecDeque<Hint>,
+}
+
+/// Hints that continue each other.
+#[derive(Debug)]
+struct Hint {
+    /// What was said to be needed.
+    range: ByteRange,
+    /// One past the last byte fetched for it.
+    asked: u64,
+}
+
+/// A reader that goes forward.
+#[derive(Debug)]
+struct Stream {
+    /// One past the last byte read.
+    next: u64,
+    /// Bytes read so far.
+    run: u64,
+    /// One past the last byte fetched for it.
+    asked: u64,
+    /// How many bytes were fetched at once.
+    piece: u64,
+    /// When it was last read.
+    used: u64,
+}
+
+impl Streams {
+    /// For a device of `size` bytes; at most `most` bytes are fetched ahead at once, and by all
+    /// streams together about four times as much.
+    pub(super) fn new(size: u64, most: u64) -> Self {
+        Self {
+            size,
+            most: most.max(WINDOW),
+            clock: 0,
+            live: VecDeque::new(),
+            hinted: VecDeque::new(),
+        }
+    }
+
+    /// What to have for a read of `range`: it, and maybe more, aligned to pages.
+    ///
+    /// A stream is fetched ahead in pieces as long as what it has read so far, so that pieces
+    /// double and a reader that stops has cost about twice what it used. The next piece is asked
+    /// for when half of the last one is read. Nothing is guessed where there was a hint: whoever
+    /// gives hints knows better.
+    pub(super) fn read(&mut self, range: ByteRange) -> ByteRange {
+        if self.hinted.iter().any(|hint| hint.range.contains(range)) {
+            return self.align(range, PAGE);
+        }
+        self.clock += 1;
+        let continues = |stream: &Stream| {
+            let near = stream.next.saturating_sub(SLACK)..=stream.next.saturating_add(SLACK);
+            near.contains(&range.start())
+        };
+        // The latest first: of two streams that meet, the one that is alive.
+        let found = self.live.iter().rposition(continues);
+        let Some(mut stream) = found.and_then(|at| self.live.remove(at)) else {
+            let window = self.align(range, WINDOW);
+            if self.live.len() >= MOST_STREAMS {
+                self.live.pop_front();
+            }
+            self.live.push_back(Stream {
+                next: range.end(),
+                run: range.len(),
+                asked: window.end(),
+                piece: window.len(),
+                used: self.clock,
+            });
+            return window;
+        };
+        let want = self.continued(&mut stream, range);
+        self.live.push_back(stream);
+        want
+    }
+
+    fn continued(&self, stream: &mut Stream, range: ByteRange) -> ByteRange {
+        if range.end() <= stream.next {
+            return self.align(range, PAGE);
+        }
+        stream.run = stream.run.saturating_add(range.len());
+        stream.next = range.end();
+        stream.used = self.clock;
+        if stream.asked.saturating_sub(stream.next) >= stream.piece / 2 {
+            return self.align(range, PAGE);
+        }
+        let lively = |other: &&Stream| other.used.saturating_add(LIVELY) > self.clock;
+        let others = self.live.iter().filter(lively).count() as u64;
+        let most = (self.most.saturating_mul(4) / (others + 1)).clamp(WINDOW, self.most);
+        let doubled = stream.piece.saturating_mul(2);
+        stream.piece = stream.run.min(doubled).clamp(WINDOW, most);
+        let from = stream.asked.max(range.start());
+        let end = from.saturating_add(stream.piece).max(range.end());
+        let want = self.align(ByteRange::between(range.start(), end), PAGE);
+        stream.asked = want.end();
+        want
+    }
+
+    /// What to fetch when `range` is said to be needed: exactly it, aligned to pages.
+    ///
+    /// Only when hints come in order and one is short against those before it, an eighth of their
+    /// length is added, so that many short hints do not become as many requests.
+    pub(super) fn hint(&mut self, range: ByteRange) -> ByteRange {
+        let want = self.align(range, PAGE);
+        if want.is_empty() {
+            return want;
+        }
+        let touches =
+            |hint: &Hint| hint.range.start() <= want.end() && want.start() <= hint.range.end();
+        let found = self.hinted.iter().rposition(touches);
+        let mut hint = found.and_then(|at| self.hinted.remove(at)).unwrap_or(Hint {
+            range: want,
+            asked: want.end(),
+        });
+        let start = hint.range.start().min(want.start());
+        hint.range = ByteRange::between(start, hint.range.end().max(want.end()));
+        let mut end = want.end();
+        if want.end() > hint.asked {
+            let more = (hint.range.len() / GROWTH).min(self.most);
+            if want.end() - hint.asked <= more {
+                end = end.saturating_add(more);
+            }
+        }
+        let want = self.align(ByteRange::between(want.start(), end), PAGE);
+        hint.asked = hint.asked.max(want.end());
+        if self.hinted.len() >= MOST_HINTS {
+            self.hinted.pop_front();
+        }
+        self.hinted.push_back(hint);
+        want
+    }
+
+    /// `range` widened to multiples of `unit`, cut at the end of the device.
+    fn align(&self, range: ByteRange, unit: u64) -> ByteRange {
+        let end = range.end().checked_next_multiple_of(unit);
+        let end = end.map_or(self.size, |end| end.min(self.size));
+        ByteRange::between((range.start() / unit * unit).min(end), end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+
+    fn range(start: u64, len: u64) -> ByteRange {
+        ByteRange::between(start, start + len)
+    }
+
+    /// Feeds reads and collects what is fetched anew, as a store without limit would.
+    fn fetched(streams: &mut Streams, reads: impl Iterator<Item = ByteRange>) -> Vec<ByteRange> {
+        let mut have: Vec<ByteRange> = Vec::new();
+        for read in reads {
+            let want = streams.read(read);
+            assert!(want.contains(read));
+            let start = have.iter().fold(want.start(), |start, got| {
+                if got.start() <= start && start < got.end() {
+                    got.end()
+                } else {
+                    start
+                }
+            });
+            if start < want.end() {
+                have.push(ByteRange::between(start, want.end()));
+            }
+        }
+        have
+    }
+
+    #[test]
+    fn a_sequential_reader_gets_ever_longer_pieces() {
+        let mut streams = Streams::new(100 * MIB, 4 * MIB);
+        let reads = (0..64 * 8).map(|at| range(at * 128 * KIB, 128 * KIB));
+        let fetched = fetched(&mut streams, reads);
+        let longest = fetched.iter().map(|piece| piece.len()).max();
+        assert_eq!(longest, Some(4 * MIB));
+        assert!(fetched.len() < 30, "{} pieces for 64 MiB", fetched.len());
+        assert!(
+            fetched
+                .windows(2)
+                .all(|pair| pair[0].end() == pair[1].start())
+        );
+    }
+
+    #[test]
+    fn a_reader_that_stops_has_cost_little_more_than_twice_what_it_read() {
+        for reads in 1..200 {
+            let mut streams = Streams::new(1000 * MIB, 64 * MIB);
+            let read = reads * 128 * KIB;
+            let fetched = fetched(
+                &mut streams,
+                (0..reads).map(|at| range(at * 128 * KIB, 128 * KIB)),
+            );
+            let bytes: u64 = fetched.iter().map(|piece| piece.len()).sum();
+            assert!(bytes <= read * 5 / 2, "{bytes} for {read}");
+        }
+    }
+
+    #[test]
+    fn interleaved_readers_are_told_apart() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        let reads = (0..64).flat_map(|at| {
+            (0..10).map(move |reader| range((reader << 32) + at * 64 * KIB, 64 * KIB))
+        });
+        let fetched = fetched(&mut streams, reads);
+        // 10 readers of 4 MiB each.
+        assert!(fetched.len() <= 10 * 9, "{} pieces", fetched.len());
+    }
+
+    #[test]
+    fn a_read_out_of_the_blue_fetches_one_window() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        for at in [5u64, 1 << 20, 7 << 30, 3 << 25] {
+            assert_eq!(streams.read(range(at, 4096)).len(), WINDOW);
+        }
+        let end = 1u64 << 40;
+        assert_eq!(
+            streams.read(range(end - 10, 10)),
+            range(end - WINDOW, WINDOW)
+        );
+    }
+
+    #[test]
+    fn nothing_is_guessed_within_a_hint() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        assert_eq!(
+            streams.hint(range(5000, MIB)),
+            ByteRange::between(4096, 4096 + MIB + 4096)
+        );
+        streams.hint(range(5000 + MIB, MIB));
+        for at in 0..16 {
+            let read = range(5000 + at * 128 * KIB, 128 * KIB);
+            assert!(streams.read(read).len() <= 128 * KIB + PAGE);
+        }
+    }
+
+    #[test]
+    fn a_row_of_short_hints_becomes_few_requests_and_little_more_bytes() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        let (mut requests, mut have) = (0, 0);
+        let last = 256 * MIB;
+        for at in (0..last).step_by(MIB as usize) {
+            // As a decoder does that is told to stay 4 MiB ahead.
+            let want = streams.hint(range(at, 4 * MIB));
+            assert!(want.contains(range(at, 4 * MIB)));
+            if want.end() > have {
+                requests += 1;
+                have = want.end();
+            }
+        }
+        assert!(requests < 80, "{requests} requests for 256 hints");
+        assert!(have <= last + 4 * MIB + 4 * MIB, "{have}");
+    }
+
+    #[test]
+    fn hints_of_long_blocks_are_not_exceeded() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        for block in 0..7 {
+            let block = range(block * 6 * MIB, 6 * MIB);
+            assert_eq!(streams.hint(block), block);
+            // Again, in pieces.
+            assert_eq!(streams.hint(range(block.start() + MIB, MIB)).len(), MIB);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Locks against a second writer of an image, those that QEMU takes.
+//!
+//! QEMU's `file-posix` driver tells other processes what it does with an image, and what it does
+//! not let others do, by shared locks on single bytes of the file: byte 100 + n for each
+//! permission n that it uses, byte 200 + n for each one that it does not share. Having taken its
+//! own, it looks whether anybody holds a byte that contradicts them. (QEMU, `block/file-posix.c`,
+//! `raw_apply_lock_bytes` and `raw_check_lock_bytes`; checked against qemu-nbd 10.0.)
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::OpenMode;
+use crate::sys::ofd_lock;
+use crate::{Error, Kind, Result};
+
+/// Offset of the bytes that say what a process does.
+const USED_BASE: i64 = 100;
+/// Offset of the bytes that say what a process does not let others do.
+const FORBIDDEN_BASE: i64 = 200;
+
+/// What a process may do with an image, by QEMU's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Permission {
+    ConsistentRead = 0,
+    Write = 1,
+    Resize = 3,
+}
+
+/// Neither a reader nor a writer stands a second writer.
+const FORBIDDEN: &[Permission] = &[Permission::Write, Permission::Resize];
+
+impl Permission {
+    fn used(self) -> i64 {
+        USED_BASE + self as i64
+    }
+
+    fn forbidden(self) -> i64 {
+        FORBIDDEN_BASE + self as i64
+    }
+
+    /// What is wrong when another process uses this permission.
+    fn used_by_other(self) -> &'static str {
+        match self {
+            Self::ConsistentRead => "reads it",
+            Self::Write => "writes it",
+            Self::Resize => "may change its size",
+        }
+    }
+
+    /// What is wrong when another process forbids this permission.
+    fn forbidden_by_other(self) -> &'static str {
+        match self {
+            Self::ConsistentRead => "is changing it as a whole",
+            Self::Write => "reads it and relies on its not being written",
+            Self::Resize => "relies on its size",
+        }
+    }
+}
+
+/// Takes the locks for `mode` on the open file description of `fd`; they end when its last
+/// descriptor is closed. On a file system without locks nothing happens.
+///
+/// # Errors
+/// `Denied` when another process uses the image in a way that does not go together with this.
+pub(super) fn take(fd: BorrowedFd<'_>, name: &str, mode: OpenMode) -> Result<()> {
+    match try_take(fd, mode) {
+        Ok(None) => Ok(()),
+        Ok(Some(conflict)) => Err(Error::new(
+            Kind::Denied,
+            format!("{name} is in use: another process {conflict}"),
+        )
+        .hint(format!(
+            "end the other program first; fuser -v '{name}' names it"
+        ))),
+        Err(error) => {
+            tracing::info!("{name}: opened without a lock: {error}");
+            Ok(())
+        }
+    }
+}
+
+/// `None` when the locks were taken, else what another process does.
+fn try_take(fd: BorrowedFd<'_>, mode: OpenMode) -> io::Result<Option<&'static str>> {
+    let used: &[Permission] = match mode {
+        OpenMode::ReadOnly => &[Permission::ConsistentRead],
+        OpenMode::Write => &[Permission::ConsistentRead, Permission::Write],
+    };
+    // First tell, then look: of two that start at once at least one sees the other.
+    let told = used.iter().map(|permission| permission.used());
+    let told = told.chain(FORBIDDEN.iter().map(|permission| permission.forbidden()));
+    for byte in told {
+        if !ofd_lock::share_byte(fd, byte)? {
+            return Ok(Some("has locked it for itself"));
+        }
+    }
+    for permission in FORBIDDEN {
+        if ofd_lock::byte_is_locked(fd, permission.used())? {
+            return Ok(Some(permission.used_by_other()));
+        }
+    }
+    for permission in used {
+        if ofd_lock::byte_is_locked(fd, permission.forbidden())? {
+            return Ok(Some(permission.forbidden_by_other()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,15 @@
+//! All `unsafe` of this crate: the calls into liblzma, locks of open file descriptions,
+//! and the heap's own housekeeping.
+#![allow(unsafe_code)]
+
+pub(crate) mod lzma;
+pub(crate) mod ofd_lock;
+
+/// Gives memory that was freed back to the system, where the C library keeps it otherwise.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim may be called at any time from any thread; it touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,96 @@
+//! Makes checksums right again after a mutation, so that it reaches the code behind them.
+
+use crate::sys::lzma::crc32;
+
+/// Bytes of an xz Stream Header and of a Stream Footer.
+const XZ_EDGE: usize = 12;
+/// More blocks than this are left as they are.
+const XZ_BLOCKS: usize = 64;
+
+/// Puts the CRC32 of `bytes[from..to]` at `at`; nothing where that is outside.
+fn put_crc(bytes: &mut [u8], from: usize, to: usize, at: usize) -> Option<()> {
+    let crc = crc32(bytes.get(from..to)?, 0).to_le_bytes();
+    bytes.get_mut(at..at.checked_add(4)?)?.copy_from_slice(&crc);
+    Some(())
+}
+
+fn le32(bytes: &[u8], at: usize) -> Option<usize> {
+    let part = bytes.get(at..at.checked_add(4)?)?;
+    usize::try_from(u32::from_le_bytes(part.try_into().ok()?)).ok()
+}
+
+fn le64(bytes: &[u8], at: usize) -> Option<usize> {
+    let part = bytes.get(at..at.checked_add(8)?)?;
+    usize::try_from(u64::from_le_bytes(part.try_into().ok()?)).ok()
+}
+
+/// An .xz file of one stream: its header, footer, index and block headers. What does not look like
+/// one stays as it is.
+pub(super) fn xz(file: &mut [u8]) -> Option<()> {
+    put_crc(file, 6, 8, 8)?;
+    let footer = file.len().checked_sub(XZ_EDGE)?;
+    put_crc(file, footer + 4, footer + 10, footer)?;
+    let index_size = le32(file, footer + 4)?.checked_add(1)?.checked_mul(4)?;
+    let index = footer.checked_sub(index_size)?;
+    put_crc(file, index, footer - 4, footer - 4)?;
+    for at in xz_blocks(file, index)? {
+        let first = usize::from(*file.get(at)?);
+        let size = (first + 1) * 4;
+        put_crc(file, at, at + size - 4, at + size - 4)?;
+    }
+    Some(())
+}
+
+/// Where the Index at `index` says that blocks begin.
+fn xz_blocks(file: &[u8], index: usize) -> Option<Vec<usize>> {
+    let mut rest = file.get(index.checked_add(1)?..)?;
+    let count = vli(&mut rest)?.min(XZ_BLOCKS);
+    let mut at = XZ_EDGE;
+    let mut blocks = Vec::new();
+    for _ in 0..count {
+        let (Some(unpadded), Some(_)) = (vli(&mut rest), vli(&mut rest)) else {
+            break;
+        };
+        blocks.push(at);
+        at = at.checked_add(unpadded.checked_next_multiple_of(4)?)?;
+    }
+    Some(blocks)
+}
+
+fn vli(bytes: &mut &[u8]) -> Option<usize> {
+    let mut value = 0_u64;
+    for shift in (0..63).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return usize::try_from(value).ok();
+        }
+    }
+    None
+}
+
+/// A GPT disk: the entries' and the header's checksum of both copies, for both sector sizes.
+pub(super) fn gpt(disk: &mut [u8]) {
+    for sector in [512, 4096] {
+        let last = disk.len().saturating_sub(sector);
+        for at in [sector, last] {
+            // What is not there has no checksum.
+            let _ = gpt_copy(disk, at, sector);
+        }
+    }
+}
+
+fn gpt_copy(disk: &mut [u8], at: usize, sector: usize) -> Option<()> {
+    if !disk.get(at..)?.starts_with(b"EFI PART") {
+        return None;
+    }
+    let entries = le64(disk, at + 72)?.checked_mul(sector)?;
+    let len = le32(disk, at + 80)?.checked_mul(le32(disk, at + 84)?)?;
+    if let Some(end) = entries.checked_add(len) {
+        let _ = put_crc(disk, entries, end, at + 88);
+    }
+    let header = le32(disk, at + 12)?;
+    disk.get_mut(at + 16..at + 20)?.fill(0);
+    put_crc(disk, at, at.checked_add(header)?, at + 16)
+}

@@ -1,0 +1,164 @@
+//! Functions that take any bytes and must come back: no panic, no endless work, no memory beyond
+//! [`CACHE`] and a small multiple of the input.
+//!
+//! Each is one target of `nbdserve/fuzz` (cargo-fuzz) and, over real files and a bounded number of
+//! mutations, one test of `nbdserve/tests/fuzz.rs`. They check more than that nothing breaks: what
+//! was opened is read, read again, and held against its own extents.
+
+mod mend;
+mod nbd;
+mod partition;
+mod plan;
+mod xz;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::{ByteRange, Cx, Error, Kind, Volume};
+
+/// Budget for decoded blocks and decoders, in bytes.
+pub const CACHE: u64 = 8 << 20;
+/// Most bytes of temp files.
+const TEMP: u64 = 64 << 20;
+/// What is opened is read up to here, so that a small input cannot cost much time.
+const DEPTH: u64 = 4 << 20;
+/// Length of one read.
+const PIECE: u64 = 5000;
+/// A layer that makes no progress for this long hangs.
+const HANGS: Duration = Duration::from_secs(30);
+
+/// One fuzz target.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name: that of its file in `nbdserve/fuzz/fuzz_targets`.
+    pub name: &'static str,
+    /// Takes any bytes. Panics when something is wrong with our code.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub static TARGETS: &[Target] = &[
+    Target {
+        name: "probe",
+        run: plan::probe,
+    },
+    Target {
+        name: "resolve",
+        run: plan::resolve,
+    },
+    Target {
+        name: "layer_spec",
+        run: plan::layer_spec,
+    },
+    Target {
+        name: "xz_open",
+        run: xz::open,
+    },
+    Target {
+        name: "xz_mended",
+        run: xz::mended,
+    },
+    Target {
+        name: "xz_index",
+        run: xz::index,
+    },
+    Target {
+        name: "gpt",
+        run: partition::gpt,
+    },
+    Target {
+        name: "mbr",
+        run: partition::mbr,
+    },
+    Target {
+        name: "nbd_request",
+        run: nbd::request,
+    },
+    Target {
+        name: "nbd_connection",
+        run: nbd::connection,
+    },
+];
+
+/// Runs the target called `name`.
+///
+/// # Panics
+/// When there is none, or when `data` shows an error in our code.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    let target = target.unwrap_or_else(|| panic!("there is no fuzz target {name}"));
+    (target.run)(data);
+}
+
+/// One context for all runs: starting threads each time would be most of the work.
+fn cx() -> Cx {
+    static CX: OnceLock<Cx> = OnceLock::new();
+    CX.get_or_init(|| {
+        let mut cx = Cx::new(CACHE);
+        cx.temp_limit = TEMP;
+        cx.no_progress = HANGS;
+        cx
+    })
+    .clone()
+}
+
+/// An image may be refused for these reasons only.
+fn may_refuse(error: &Error) {
+    let expected = matches!(
+        error.kind(),
+        Kind::NotThisFormat | Kind::Unsupported | Kind::Corrupt | Kind::Limit | Kind::NoSpace
+    );
+    assert!(expected, "{error:?}");
+    let report = error.report().to_string();
+    assert!(is_printable(&report), "{report:?}");
+}
+
+/// Whether text can go to a terminal: nothing of the image's own making moves the cursor.
+fn is_printable(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() && c != '\n')
+}
+
+/// Reads here and there, twice, and asks for extents: the answers must agree.
+fn exercise(volume: &Volume) {
+    let size = volume.size().min(DEPTH);
+    let starts = [0, size / 3, size.saturating_sub(PIECE)];
+    let mut seen = Vec::new();
+    for start in starts {
+        let len = PIECE.min(size - start);
+        let first = read(volume, start, len);
+        let again = read(volume, start, len);
+        assert_eq!(first, again, "the bytes at {start} have changed");
+        seen.push((start, first));
+    }
+    match volume.extents(ByteRange::between(0, size)) {
+        Err(error) => may_refuse(&error),
+        Ok(extents) => {
+            for run in extents.runs().iter().filter(|run| run.flags.zero) {
+                for (start, bytes) in &seen {
+                    let Some(bytes) = bytes else { continue };
+                    let end = start + bytes.len() as u64;
+                    let both = run.range.intersect(ByteRange::between(*start, end));
+                    let part = |offset: u64| (offset - start) as usize;
+                    if !both.is_empty() {
+                        let claimed = &bytes[part(both.start())..part(both.end())];
+                        assert!(
+                            claimed.iter().all(|byte| *byte == 0),
+                            "{both:?} is not zero"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bytes, or `None` when the image refuses to give them.
+fn read(volume: &Volume, start: u64, len: u64) -> Option<Vec<u8>> {
+    match volume.read_vec(start, len as usize) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            may_refuse(&error);
+            None
+        }
+    }
+}

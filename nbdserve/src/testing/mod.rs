@@ -1,0 +1,33 @@
+//! Devices and checks for tests: a model, faulty, slow, counting and strict devices, and the
+//! conformance suite that every source and layer runs through.
+//!
+//! Nothing here is meant for production: a failed check is a panic.
+
+pub mod conformance;
+mod counting;
+mod faulty;
+pub mod fuzz;
+mod model;
+mod rng;
+mod slow;
+mod strict;
+pub mod tools;
+
+pub use counting::{Counting, Counts};
+pub use faulty::{Faults, Faulty};
+pub use model::{Model, Op};
+pub use rng::Rng;
+pub use slow::{Gate, Slow};
+pub use strict::{Strict, StrictDisk};
+
+/// `len` bytes without a pattern, the same ones for the same seed.
+#[must_use]
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut rng = Rng::new(seed);
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&rng.next_u64().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

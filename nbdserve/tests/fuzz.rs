@@ -1,0 +1,427 @@
+//! The fuzz targets over real files and a bounded number of mutations of them.
+//!
+//! Each test runs its target in a child process whose memory is limited, so that an allocation
+//! which an image asks for and nothing bounds ends the child. Work is bounded by count. Mutations
+//! are the same ones in every run; `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nbdserve::testing::fuzz::{self, TARGETS};
+use nbdserve::testing::{Rng, noise, tools};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+/// Set in the child.
+const CHILD: &str = "NBDSERVE_FUZZ_TARGET";
+/// Private memory of the child in bytes: the test program itself, the threads' stacks, the input,
+/// a few copies of it, and `fuzz::CACHE`.
+const MEMORY: u64 = 128 << 20;
+/// Mutations of each seed.
+const ROUNDS: u64 = 60;
+
+/// Runs `target` over `seeds` and mutations of them, in a child: this same test once more, with
+/// [`CHILD`] set.
+#[track_caller]
+fn fuzz(target: &str, seeds: impl FnOnce() -> Vec<Vec<u8>>) {
+    if std::env::var_os(CHILD).is_some() {
+        limit_memory();
+        return take_all(target);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (number, seed) in seeds().iter().enumerate() {
+        fs::write(dir.path().join(format!("{number:03}")), seed).unwrap();
+    }
+    for kept in kept_inputs(target) {
+        fs::copy(&kept, dir.path().join(kept.file_name().unwrap())).unwrap();
+    }
+    let output = child(target, dir.path());
+    let out = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    let done = output.status.success() && out.contains(&done(target));
+    assert!(done, "{target}: {}\n{out}{err}", output.status);
+}
+
+/// Runs the test called `test` in a process of its own.
+fn child(test: &str, dir: &Path) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        // A backtrace needs more memory than the child has.
+        .env("RUST_BACKTRACE", "0")
+        .current_dir(dir)
+        .output()
+        .unwrap()
+}
+
+fn limit_memory() {
+    let limit = Rlimit {
+        current: Some(MEMORY),
+        maximum: Some(MEMORY),
+    };
+    setrlimit(Resource::Data, limit).unwrap();
+}
+
+/// The last thing that a child prints.
+fn done(target: &str) -> String {
+    format!("{target}: all inputs were taken")
+}
+
+/// Inputs that once showed an error.
+fn kept_inputs(target: &str) -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz-inputs")
+        .join(target);
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The child's work: every file in its folder, and mutations of each.
+fn take_all(target: &str) {
+    let rounds = std::env::var("NBDSERVE_FUZZ_ROUNDS").map_or(1, |n| n.parse().unwrap());
+    let mut names: Vec<_> = fs::read_dir(".")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    names.sort();
+    assert!(!names.is_empty());
+    for name in names {
+        let seed = fs::read(&name).unwrap();
+        run(target, &seed);
+        let mut rng = Rng::new(seed.len() as u64);
+        for _ in 0..ROUNDS * rounds {
+            run(target, &mutated(&seed, &mut rng));
+        }
+    }
+    println!("{}", done(target));
+}
+
+fn run(target: &str, input: &[u8]) {
+    let result = std::panic::catch_unwind(|| fuzz::run(target, input));
+    if let Err(panic) = result {
+        // Kept where the next run will find it, once it was looked at.
+        let path = std::env::temp_dir().join(format!("nbdserve-fuzz-{target}"));
+        fs::write(&path, input).unwrap();
+        eprintln!("input: {} bytes in {}", input.len(), path.display());
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// `seed` with a few changes, most of them near its ends, where formats keep their headers.
+fn mutated(seed: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..=rng.below(4) {
+        let len = bytes.len() as u64;
+        let near = len.min(1 << rng.below(14));
+        let at = match rng.below(3) {
+            0 => rng.below(near),
+            1 => len - near + rng.below(near),
+            _ => rng.below(len),
+        } as usize;
+        let Some(rest) = bytes.get_mut(at..).filter(|rest| !rest.is_empty()) else {
+            continue;
+        };
+        match rng.below(7) {
+            0 => rest[0] ^= 1 << rng.below(8),
+            1 => rest[0] = rng.next_u64() as u8,
+            2 => rest[0] = [0, 1, 0x7f, 0x80, 0xff][rng.below(5) as usize],
+            3 => {
+                // A whole number of an extreme value.
+                let width = [2, 4, 8][rng.below(3) as usize].min(rest.len());
+                rest[..width].fill([0, 0xff][rng.below(2) as usize]);
+            }
+            4 => {
+                let width = 8.min(rest.len());
+                rest[..width].copy_from_slice(&rng.next_u64().to_le_bytes()[..width]);
+            }
+            5 => bytes.truncate(at),
+            _ => {
+                // A part of the file in the place of another.
+                let from = rng.below(len) as usize;
+                let width = (rng.below(512) as usize).min(bytes.len() - at.max(from));
+                bytes.copy_within(from..from + width, at);
+            }
+        }
+    }
+    bytes
+}
+
+/// A file with something to compress in it: text, noise, zeroes.
+fn content() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for n in 0..6000 {
+        bytes.extend(format!("line {n}\n").bytes());
+    }
+    bytes.extend(noise(20_000, 1));
+    bytes.resize(bytes.len() + 40_000, 0);
+    bytes
+}
+
+fn xz(dir: &Path, content: &[u8], options: &[&str]) -> Vec<u8> {
+    let file = dir.join("content");
+    fs::write(&file, content).unwrap();
+    let output = tools::command("xz")
+        .args(["-c", "-k"])
+        .args(options)
+        .arg(&file)
+        .output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "xz {options:?}");
+    output.stdout
+}
+
+/// .xz files of every sort that the tool makes.
+fn xz_files() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, content) = (dir.path(), content());
+    let mut files: Vec<_> = [
+        &["-0"][..],
+        &["-6", "--block-size=16KiB", "--check=sha256"],
+        &["-1", "-T2", "--block-size=32KiB", "--check=crc32"],
+        &["--check=none", "--x86", "--lzma2=preset=1"],
+        &["--check=crc64", "--delta=dist=4", "--lzma2=dict=4KiB"],
+    ]
+    .into_iter()
+    .map(|options| xz(dir, &content, options))
+    .collect();
+    files.push(xz(dir, b"", &[]));
+    // Two streams with padding between and after them.
+    let mut streams = xz(dir, b"first", &["--check=crc32"]);
+    streams.extend([0; 8]);
+    streams.extend(xz(dir, &content[..50_000], &["-0", "--block-size=8KiB"]));
+    streams.extend([0; 4]);
+    files.push(streams);
+    // Nothing but zeroes: the largest expansion; too long for the cache.
+    files.push(xz(dir, &vec![0; 6 << 20], &["-1", "-T1"]));
+    files
+}
+
+/// A sparse file of `len` bytes, worked on by a tool, which is given its path last.
+fn made_by(len: usize, program: &str, args: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    fs::write(&file, vec![0; len]).unwrap();
+    tools::run_command(tools::command(program).args(args).arg(&file));
+    fs::read(&file).unwrap()
+}
+
+fn sfdisk(len: usize, script: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, lines) = (dir.path().join("disk"), dir.path().join("script"));
+    fs::write(&file, vec![0; len]).unwrap();
+    fs::write(&lines, script).unwrap();
+    let mut command = tools::command("sfdisk");
+    command
+        .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+        .arg(&file);
+    tools::run_command(command.stdin(fs::File::open(&lines).unwrap()));
+    fs::read(&file).unwrap()
+}
+
+fn gpt_disks() -> Vec<Vec<u8>> {
+    let two = [
+        "--new=1:64:127",
+        "--typecode=1:ef00",
+        "--new=2:128:191",
+        "--change-name=2:root",
+    ];
+    vec![
+        made_by(
+            256 << 10,
+            "sgdisk",
+            &[&["--set-alignment=1"], &two[..]].concat(),
+        ),
+        sfdisk(
+            2 << 20,
+            "label: gpt\nsector-size: 4096\nfirst-lba: 8\nsize=64, name=a\n",
+        ),
+    ]
+}
+
+fn mbr_disks() -> Vec<Vec<u8>> {
+    vec![
+        sfdisk(
+            1 << 20,
+            "label: dos\nstart=1, size=100, type=83\nsize=200, type=c, bootable\n",
+        ),
+        sfdisk(
+            4 << 20,
+            "label: dos\nstart=64, size=64, type=83\nstart=128, size=7000, type=5\n\
+             start=192, size=500, type=83\nstart=800, size=500, type=82\nstart=1500, size=9\n",
+        ),
+    ]
+}
+
+fn file_systems() -> Vec<Vec<u8>> {
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), content()).unwrap();
+    let tree = tree.path().to_str().unwrap();
+    let into = |program: &str, args: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image");
+        let file_arg = file.to_str().unwrap();
+        let args = args
+            .iter()
+            .map(|arg| if *arg == "FILE" { file_arg } else { arg });
+        tools::run(program, args);
+        fs::read(&file).unwrap()
+    };
+    vec![
+        made_by(256 << 10, "mkfs.ext4", &["-q", "-F", "-L", "l"]),
+        made_by(256 << 10, "mkfs.vfat", &["-n", "LABEL"]),
+        into("mksquashfs", &[tree, "FILE", "-quiet", "-no-progress"]),
+        into("mkfs.erofs", &["--quiet", "FILE", tree]),
+        into("genisoimage", &["-quiet", "-J", "-R", "-o", "FILE", tree]),
+        made_by(64 << 10, "mkswap", &[]),
+    ]
+}
+
+#[test]
+fn probe() {
+    fuzz("probe", || {
+        [xz_files(), gpt_disks(), mbr_disks(), file_systems()].concat()
+    });
+}
+
+#[test]
+fn resolve() {
+    fuzz("resolve", || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut seeds = [gpt_disks(), mbr_disks(), file_systems()].concat();
+        // Wrappings in wrappings.
+        let inner: Vec<_> = seeds
+            .iter()
+            .map(|seed| xz(dir.path(), seed, &["-0"]))
+            .collect();
+        seeds.push(xz(dir.path(), &inner[0], &["-0"]));
+        seeds.extend(inner);
+        seeds
+    });
+}
+
+#[test]
+fn layer_spec() {
+    let seeds = [
+        "xz",
+        "raw",
+        "partition:2",
+        "offset:offset=1M,size=4G",
+        "offset:1,,2,size=3",
+        "64M",
+    ];
+    fuzz("layer_spec", || {
+        seeds.map(|seed| seed.as_bytes().to_vec()).to_vec()
+    });
+}
+
+#[test]
+fn xz_open() {
+    fuzz("xz_open", xz_files);
+}
+
+#[test]
+fn xz_mended() {
+    fuzz("xz_mended", xz_files);
+}
+
+#[test]
+fn xz_index() {
+    let bodies: [&[u8]; 4] = [
+        &[0, 0, 0, 0],
+        &[6, 0, 0, 1, 24, 100],
+        &[0, 1, 0, 2, 0x80, 4, 100, 0x80, 4, 0x80, 2],
+        &[
+            0xff, 0xff, 0, 1, 0xff, 0xff, 0xf, 0xff, 0xff, 0xff, 0xff, 0x7f,
+        ],
+    ];
+    fuzz("xz_index", || bodies.map(<[u8]>::to_vec).to_vec());
+}
+
+#[test]
+fn gpt() {
+    fuzz("gpt", gpt_disks);
+}
+
+#[test]
+fn mbr() {
+    fuzz("mbr", mbr_disks);
+}
+
+/// Requests as a client sends them: READ, WRITE with its payload, FLUSH, WRITE_ZEROES, DISC.
+fn conversation() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (command, offset, length) in [
+        (0, 512, 4096),
+        (1, 8, 16),
+        (3, 0, 0),
+        (6, 0, 512),
+        (2, 0, 0),
+    ] {
+        let header = nbdserve::proto::Header {
+            flags: nbdserve::proto::CommandFlags::NONE,
+            command,
+            cookie: 7,
+            offset,
+            length,
+        };
+        bytes.extend(header.encode());
+        bytes.resize(bytes.len() + header.payload_len() as usize, 1);
+    }
+    bytes
+}
+
+#[test]
+fn nbd_request() {
+    let flags = [[0xff, 0xff, 9, 25], [3, 0, 0, 9], [0x65, 0, 12, 16]];
+    fuzz("nbd_request", || {
+        flags
+            .map(|flags| [&flags[..], &conversation()].concat())
+            .to_vec()
+    });
+}
+
+#[test]
+fn nbd_connection() {
+    fuzz("nbd_connection", || {
+        let twice = [conversation(), conversation()].concat();
+        vec![conversation(), twice, vec![0; 100]]
+    });
+}
+
+#[test]
+fn a_child_that_takes_more_memory_than_allowed_is_a_failure() {
+    if std::env::var_os(CHILD).is_some() {
+        limit_memory();
+        let hog = vec![1_u8; MEMORY as usize];
+        println!("{} {}", hog[hog.len() / 2], done("hog"));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let test = "a_child_that_takes_more_memory_than_allowed_is_a_failure";
+    let output = child(test, dir.path());
+    assert!(!output.status.success());
+    assert!(!String::from_utf8_lossy(&output.stdout).contains(&done("hog")));
+}
+
+#[test]
+fn every_target_has_a_program_and_a_test() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut programs: Vec<_> = fs::read_dir(manifest.join("fuzz/fuzz_targets"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_owned())
+        .collect();
+    programs.sort();
+    let mut targets: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+    targets.sort_unstable();
+    assert_eq!(programs, targets);
+    let cargo = fs::read_to_string(manifest.join("fuzz/Cargo.toml")).unwrap();
+    let tests = include_str!("fuzz.rs");
+    for name in targets {
+        assert!(cargo.contains(&format!("name = \"{name}\"")), "{name}");
+        let test = format!("fuzz(\"{name}\", ");
+        assert!(tests.contains(&test), "{name}");
+    }
+}

@@ -1,0 +1,217 @@
+//! The one definition of the command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+use nbdserve::plan::LayerSpec;
+use nbdserve::size::parse_size;
+
+use crate::unit::message::Via;
+
+const EXAMPLES: &str = "\
+Examples:
+  loopmount disk.raw.xz /mnt           mount the file system in it, read-only
+  loopmount -P 1 disk.raw /mnt         partition by number, label or UUID
+  loopmount --fuse disk.raw.xz ./raw   the decoded disk as one file
+  loopmount -w disk.raw /mnt           writes go to the image
+  loopmount disk.raw.xz -- ls -l       run a command in it, all gone after
+  loopmount -u /mnt                    unmount (or the image, the device, the id)";
+
+/// Mount any disk image, in any wrapping, without root and without unpacking it.
+#[derive(Debug, Parser)]
+#[command(name = "loopmount", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(override_usage = "loopmount [OPTIONS] IMAGE TARGET
+       loopmount [OPTIONS] IMAGE -- COMMAND...
+       loopmount -u WHAT | --info IMAGE | --list | --stats WHAT")]
+pub struct Cli {
+    /// Disk image, block device or URL (with -u: mount point, image, device or id)
+    pub image: Option<PathBuf>,
+
+    /// Folder (with --fuse: file) where it appears
+    pub target: Option<PathBuf>,
+
+    /// Command to run in the image's root
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+
+    /// Unmount
+    #[arg(short = 'u', long, conflicts_with_all = ["info", "list", "fuse", "write", "partition"])]
+    pub umount: bool,
+
+    /// With -u: detach now, even if it is in use
+    #[arg(long, requires = "umount")]
+    pub lazy: bool,
+
+    /// Show what the image is: layers, sizes, partitions, file systems
+    #[arg(long, conflicts_with_all = ["list", "fuse", "write"])]
+    pub info: bool,
+
+    /// List what is mounted
+    #[arg(long)]
+    pub list: bool,
+
+    /// Show what was read of a mount so far: requests, bytes, times
+    #[arg(long, conflicts_with_all = ["umount", "info", "list", "fuse", "write"])]
+    pub stats: bool,
+
+    /// With --info, --list or --stats: as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Partition by number, label, UUID, or as in /dev (sda1)
+    #[arg(short = 'P', long, value_name = "PART")]
+    pub partition: Option<String>,
+
+    /// Show the decoded disk (with -P: the partition) as one file
+    #[arg(long)]
+    pub fuse: bool,
+
+    /// Let writes go to the image
+    #[arg(short = 'w', long)]
+    pub write: bool,
+
+    /// The means
+    #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "MEANS", hide_possible_values = true)]
+    #[arg(help = "The means: auto, nbd, loop, fuse")]
+    pub via: Via,
+
+    /// Options for the file system, as after mount -o
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Option<String>,
+
+    /// Use this layer (repeat for more); raw ends probing
+    #[arg(long = "layer", value_name = "NAME[:ARGS]", value_parser = parse_layer)]
+    pub layers: Vec<LayerSpec>,
+
+    /// Memory for decoded blocks and decoders (64M, 1G)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub cache_size: Option<u64>,
+
+    /// Folder for temporary files [default: $TMPDIR or /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub temp_dir: Option<PathBuf>,
+
+    /// For an http image: a header field for its host
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = parse_header)]
+    pub headers: Vec<(String, String)>,
+
+    /// For an https image: trust the certificates in FILE (PEM) in place of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// For an http image: fetch it whole first
+    #[arg(long)]
+    pub download: bool,
+
+    /// Serve nothing of a block before its check has passed
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Stay in the foreground
+    #[arg(long)]
+    pub foreground: bool,
+
+    /// More messages in the log (repeat for more)
+    #[arg(short = 'v', long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+fn parse_layer(text: &str) -> Result<LayerSpec, String> {
+    // With the hint, which names the layers that there are.
+    text.parse()
+        .map_err(|error: nbdserve::Error| error.report().to_string())
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once(':')
+        .ok_or("a header field is NAME: VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn parse_size_arg(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
+impl Cli {
+    /// What clap cannot check by itself.
+    ///
+    /// # Errors
+    /// What is wrong, for the user.
+    pub fn check(&self) -> Result<(), String> {
+        if self.list {
+            return match &self.image {
+                Some(_) => Err("--list takes no image".to_owned()),
+                None => Ok(()),
+            };
+        }
+        if self.image.is_none() {
+            return Err(if self.umount {
+                "-u needs a mount point, an image, a device or an id".to_owned()
+            } else {
+                "no image was given".to_owned()
+            });
+        }
+        let alone = self.umount || self.info || self.stats;
+        if alone && (self.target.is_some() || !self.command.is_empty()) {
+            return Err("-u, --info and --stats take one argument".to_owned());
+        }
+        if self.json && !self.info && !self.stats {
+            return Err("--json goes with --info, --list or --stats".to_owned());
+        }
+        if alone {
+            return Ok(());
+        }
+        match (&self.target, self.command.is_empty()) {
+            (None, true) => Err("a TARGET or -- COMMAND is missing".to_owned()),
+            (Some(_), false) => Err("a TARGET and a COMMAND exclude each other".to_owned()),
+            (None, false) if self.fuse => {
+                Err("--fuse needs a TARGET, a COMMAND runs in the image's root".to_owned())
+            }
+            _ if self.fuse && !matches!(self.via, Via::Auto | Via::Fuse) => {
+                Err("--fuse shows a file; --via is for file systems".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_may_begin_with_dashes() {
+        let cli = Cli::try_parse_from(["loopmount", "disk", "--", "ls", "-l", "--"]).unwrap();
+        assert_eq!(cli.command, ["ls", "-l", "--"]);
+        assert_eq!(cli.check(), Ok(()));
+    }
+
+    #[test]
+    fn forms_that_make_no_sense_are_refused() {
+        for line in [
+            "loopmount",
+            "loopmount disk",
+            "loopmount -u",
+            "loopmount --list disk",
+            "loopmount --info disk /mnt",
+            "loopmount disk /mnt -- ls",
+            "loopmount --fuse disk -- ls",
+            "loopmount --fuse --via loop disk raw",
+            "loopmount --json disk /mnt",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' '));
+            assert!(
+                cli.is_err() || cli.is_ok_and(|cli| cli.check().is_err()),
+                "{line}"
+            );
+        }
+    }
+}

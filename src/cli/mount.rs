@@ -1,0 +1,267 @@
+//! `loopmount IMAGE TARGET` and `loopmount IMAGE -- COMMAND`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nbdserve::source::http::Http;
+use nbdserve::source::{File, OpenMode};
+use nbdserve::{Cx, Error, Kind, Result};
+
+use super::Cli;
+use crate::sys::namespace;
+use crate::sys::rights::may_mount_devices;
+use crate::unit::exit::Exit;
+use crate::unit::find;
+use crate::unit::front::{Front, Terminal, print_report};
+use crate::unit::image::{Image, Remote};
+use crate::unit::launch;
+use crate::unit::message::{Request, Show};
+use crate::unit::record::{self, StateDir};
+use crate::unit::stop::{self, Outcome};
+use crate::unit::supervise::supervise;
+use crate::unit::{command, plain, target};
+use nbdfuse::mount::Mode;
+
+/// Makes the image appear, or runs the command in it.
+pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
+    let source = Source::open(cli, image)?;
+    let name = source.name(image)?;
+    let id = record::new_id()?;
+    if cli.command.is_empty() {
+        let target = cli
+            .target
+            .as_deref()
+            .ok_or_else(|| Error::new(Kind::Io, "no target"))?;
+        let (target, missing) = target::check(target, cli.show())?;
+        let request = cli.request(id, name, target, missing, false);
+        return up(cli, &request, source);
+    }
+    run_command(cli, name, source, id)
+}
+
+/// Makes the image appear and returns, or with --foreground stays.
+fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
+    if let Some(mounted) = source.try_plain(request)? {
+        if cli.foreground {
+            mounted.stay()?;
+        }
+        return Ok(Exit::Done);
+    }
+    let image = source.into_image();
+    if cli.foreground {
+        let front: Arc<dyn Front> = Arc::new(Terminal::new());
+        // It has printed its error itself.
+        return Ok(match supervise(request.clone(), image, &front, None) {
+            Ok(()) => Exit::Done,
+            Err(_) => Exit::Failed,
+        });
+    }
+    match launch::start(request, &image) {
+        Ok(started) => {
+            tracing::debug!("mounted by {}", started.via);
+            Ok(Exit::Done)
+        }
+        Err(report) => {
+            print_report(&report);
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String) -> Result<Exit> {
+    let state = StateDir::of_user();
+    state.create()?;
+    hide_mounts()?;
+    let folder = state.private_target(&id);
+    let request = cli.request(id, name, folder.clone(), true, true);
+    let mut channel = None;
+    if source.try_plain(&request)?.is_none() {
+        match launch::start(&request, &source.into_image()) {
+            Ok(started) => channel = Some(started.channel),
+            Err(report) => {
+                print_report(&report);
+                return Ok(Exit::BEFORE_COMMAND);
+            }
+        }
+    }
+    namespace::drop_mount_right()?;
+    let outcome = command::run(&cli.command, &folder);
+    take_down(&request.id)?;
+    drop(channel);
+    outcome.or_else(|(exit, error)| {
+        print_report(&error.report());
+        Ok(exit)
+    })
+}
+
+/// Makes the mounts of this process and its children invisible to others. Where a user may not, the
+/// mount is at least below a folder that only the user can enter.
+fn hide_mounts() -> Result<()> {
+    if may_mount_devices() {
+        return namespace::private_mounts();
+    }
+    match namespace::private_mounts_as_user() {
+        Err(error) if error.kind() == Kind::Denied => {
+            tracing::debug!("{}", error.report());
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// What the command has left running keeps files open; the mount goes all the same.
+fn take_down(id: &str) -> Result<()> {
+    for unit in find::named(id.as_ref())? {
+        let outcome = match stop::take_down(&unit, Mode::Normal)? {
+            Outcome::Busy(..) => stop::take_down(&unit, Mode::Lazy)?,
+            other => other,
+        };
+        tracing::debug!("{outcome:?}");
+    }
+    Ok(())
+}
+
+/// An image on this machine, opened with the caller's rights, once; or one elsewhere.
+enum Source {
+    File(File),
+    Remote(Remote),
+}
+
+impl Source {
+    fn open(cli: &Cli, image: &Path) -> Result<Self> {
+        if let Some(remote) = cli.remote(image)? {
+            if cli.write {
+                let what = "an image on a web server cannot be written to";
+                return Err(Error::new(Kind::ReadOnly, what).hint("leave -w away to read it"));
+            }
+            return Ok(Self::Remote(remote));
+        }
+        let mode = if cli.write {
+            OpenMode::Write
+        } else {
+            OpenMode::ReadOnly
+        };
+        File::open(image, mode).map(Self::File)
+    }
+
+    /// The image's name in messages and in the record.
+    fn name(&self, image: &Path) -> Result<PathBuf> {
+        match self {
+            Self::Remote(remote) => Ok(PathBuf::from(remote.shown())),
+            Self::File(_) => image
+                .canonicalize()
+                .map_err(|error| Error::io(format!("cannot resolve {}", image.display()), error)),
+        }
+    }
+
+    /// Mounted by the kernel's loop device alone, where that will do.
+    fn try_plain(&self, request: &Request) -> Result<Option<plain::Mounted>> {
+        match self {
+            Self::File(file) => plain::try_mount(request, file),
+            Self::Remote(_) => Ok(None),
+        }
+    }
+
+    fn into_image(self) -> Image {
+        match self {
+            Self::File(file) => Image::File(file.into_fd()),
+            Self::Remote(remote) => Image::Remote(remote),
+        }
+    }
+}
+
+impl Cli {
+    /// The image as an address, if it is one and no file has that name.
+    ///
+    /// # Errors
+    /// `Unsupported` for an address that is not http or https.
+    pub(super) fn remote(&self, image: &Path) -> Result<Option<Remote>> {
+        let Some(url) = image
+            .to_str()
+            .filter(|text| is_address(text) && !image.exists())
+        else {
+            return Ok(None);
+        };
+        Http::shown(url)?;
+        Ok(Some(Remote {
+            url: url.to_owned(),
+            headers: self.headers.clone(),
+            // The server runs in another folder.
+            ca: self
+                .ca
+                .as_ref()
+                .map(|path| std::path::absolute(path).unwrap_or(path.clone())),
+            download: self.download,
+        }))
+    }
+
+    fn show(&self) -> Show {
+        if self.fuse { Show::File } else { Show::Tree }
+    }
+
+    /// A context for a look at the image in this process.
+    pub(super) fn cx(&self) -> Cx {
+        let mut cx = Cx::new(self.cache_bytes());
+        cx.temp_dir = self.temp_dir();
+        cx.verify = self.verify;
+        cx
+    }
+
+    /// Large files go where space is: /tmp is often memory.
+    fn temp_dir(&self) -> PathBuf {
+        let named = self
+            .temp_dir
+            .clone()
+            .or_else(|| std::env::var_os("TMPDIR").map(PathBuf::from));
+        let dir = named.unwrap_or_else(|| PathBuf::from("/var/tmp"));
+        std::path::absolute(&dir).unwrap_or(dir)
+    }
+
+    /// The smaller of 1 GiB and a quarter of memory, where the user said nothing.
+    pub(super) fn cache_bytes(&self) -> u64 {
+        self.cache_size
+            .unwrap_or_else(|| (total_memory() / 4).min(1 << 30))
+    }
+
+    fn request(
+        &self,
+        id: String,
+        image: PathBuf,
+        target: PathBuf,
+        create_target: bool,
+        private: bool,
+    ) -> Request {
+        Request {
+            id,
+            image,
+            target,
+            show: self.show(),
+            via: self.via,
+            write: self.write,
+            layers: self.layers.clone(),
+            partition: self.partition.clone(),
+            mount_options: self.options.clone(),
+            cache_bytes: self.cache_bytes(),
+            temp_dir: self.temp_dir(),
+            verify: self.verify,
+            create_target,
+            private,
+            verbosity: self.verbose,
+        }
+    }
+}
+
+/// Bytes of memory of the machine.
+fn total_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+/// Whether this has the form `scheme://rest`.
+fn is_address(text: &str) -> bool {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    !scheme.is_empty()
+        && scheme
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'+')
+}

@@ -1,0 +1,80 @@
+//! What this process can wait for, and say about itself.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use nbdserve::{Error, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// `linux/prctl.h`
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Waits until `fd` is readable or hung up; false when it is not within `limit`.
+///
+/// # Errors
+/// What the system says.
+pub fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    wait_for(fd, PollFlags::POLLIN, limit)
+}
+
+/// Waits for `events` on `fd`; false when there are none within `limit`.
+pub(super) fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, limit: Duration) -> io::Result<bool> {
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        // Rounded up, so that the last wait is not one of zero in a loop.
+        let millis = u32::try_from(left.as_millis().saturating_add(1)).unwrap_or(u32::MAX);
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+        let timeout = if left.is_zero() {
+            PollTimeout::ZERO
+        } else {
+            timeout
+        };
+        match poll(&mut [PollFd::new(fd, events)], timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Makes freed memory go back to the system at once where it matters: decoded pieces (256 KiB) and
+/// decoders each get a mapping of their own instead of holes in a heap per thread, so that what the
+/// process takes stays close to what its budget counts. Left alone, glibc stops doing so after the
+/// first large piece was freed. To be called before threads are started.
+pub fn bound_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE: libc::c_int = 128 << 10;
+        const HEAPS: libc::c_int = 2;
+        // SAFETY: the calls take integers and set parameters of the allocator under its own lock.
+        // A refused one leaves the default in place.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+        }
+    }
+}
+
+/// `PR_SET_IO_FLUSHER` (Linux 5.6): this thread, and all it starts from now on, serve block
+/// devices of this machine. Their memory allocations will not wait for such a device to be
+/// written back, which could be waiting for us. To be called before threads are started.
+///
+/// # Errors
+/// `Denied` without `CAP_SYS_RESOURCE`, else what the system says.
+pub fn set_io_flusher() -> Result<()> {
+    // SAFETY: the call takes integers and touches no memory of ours.
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    Errno::result(result).map(drop).map_err(|errno| {
+        Error::io(
+            "cannot mark this process as one that serves block devices",
+            errno,
+        )
+        .hint(
+            "with writes under memory pressure such a mount can hang; CAP_SYS_RESOURCE prevents it",
+        )
+    })
+}

@@ -1,0 +1,169 @@
+//! Which unit the user means: a mount point, an image, a device or an id, found without touching
+//! the mount.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use nbdserve::Result;
+use nbdserve::source::http::Http;
+
+use super::record::{Record, StateDir, UnitDir, is_id};
+use super::undo::{Kernel, Traces};
+
+/// More symbolic links in a row than this are not followed, as the kernel has it.
+const MAX_LINKS: usize = 40;
+
+/// A unit as far as it can be seen.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// Its id.
+    pub id: String,
+    /// Its state folder, which may be gone.
+    pub dir: UnitDir,
+    /// What its supervisor has written, if that can be read.
+    pub record: Option<Record>,
+    /// What the kernel has of it.
+    pub traces: Traces,
+    /// Whether somebody looks after it.
+    pub alive: bool,
+}
+
+impl Unit {
+    /// Whether anything of it is there at all.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.alive || !self.traces.is_empty()
+    }
+
+    /// What the user sees of it: the mount point, now or as it was asked for.
+    #[must_use]
+    pub fn target(&self) -> Option<PathBuf> {
+        let mounted = self.traces.kernel.first().or(self.traces.fuse.first());
+        mounted.map(|mount| mount.target.clone()).or_else(|| {
+            self.record
+                .as_ref()
+                .map(|record| record.request.target.clone())
+        })
+    }
+
+    fn is_called(&self, what: &OsStr, path: Option<&Path>) -> bool {
+        if what == &*self.id {
+            return true;
+        }
+        let address = what.to_str().and_then(|text| Http::shown(text).ok());
+        let image = self.record.as_ref().map(|record| &record.request.image);
+        if address.is_some_and(|address| image.is_some_and(|image| *image == Path::new(&address))) {
+            return true;
+        }
+        let Some(path) = path else { return false };
+        let mounted = self
+            .traces
+            .kernel
+            .iter()
+            .chain(&self.traces.fuse)
+            .any(|m| m.target == path);
+        let device = self
+            .traces
+            .loops
+            .iter()
+            .chain(&self.traces.nbds)
+            .any(|device| device.path == path);
+        let recorded = self.record.as_ref().is_some_and(|record| {
+            record.request.target == path
+                || record.request.image == path
+                || record.device.as_deref() == Some(path)
+        });
+        mounted || device || recorded
+    }
+}
+
+/// All units of this user: those with a state folder and those that only the kernel remembers.
+/// Folders of units of which nothing is left are removed.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn all() -> Result<Vec<Unit>> {
+    let state = StateDir::of_user();
+    let kernel = Kernel::look()?;
+    let mut dirs: BTreeMap<String, UnitDir> = state
+        .units()
+        .into_iter()
+        .map(|dir| (dir.id().to_owned(), dir))
+        .collect();
+    for id in kernel.ids() {
+        dirs.entry(id.clone()).or_insert_with(|| state.unit(&id));
+    }
+    let mut units = Vec::new();
+    for (id, dir) in dirs {
+        let traces = kernel.of(&id);
+        let unit = Unit {
+            alive: dir.is_locked(),
+            record: dir.read().unwrap_or(None),
+            traces,
+            id,
+            dir,
+        };
+        if unit.is_there() {
+            units.push(unit);
+        } else {
+            prune(&unit);
+        }
+    }
+    state.sweep();
+    Ok(units)
+}
+
+/// Removes what a unit of which nothing is left has left on disk.
+fn prune(unit: &Unit) {
+    // Between the look at the kernel and now somebody may have begun to look after it.
+    let Ok(Some(_lock)) = unit.dir.try_lock() else {
+        return;
+    };
+    if Kernel::look().is_ok_and(|kernel| kernel.of(&unit.id).is_empty()) {
+        let record = unit.dir.read().unwrap_or(None);
+        if let Err(error) = super::undo::remove_files(&unit.dir, record.as_ref()) {
+            tracing::warn!("{}", error.report());
+        }
+    }
+}
+
+/// The units that `what` names: usually one; an image can be mounted several times.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn named(what: &OsStr) -> Result<Vec<Unit>> {
+    let path = absolute_without_touching(Path::new(what));
+    let mut found: Vec<_> = all()?
+        .into_iter()
+        .filter(|unit| unit.is_called(what, path.as_deref()))
+        .collect();
+    // An id is exact, whatever else has that name.
+    if what.to_str().is_some_and(is_id)
+        && let Some(exact) = found.iter().position(|unit| what == &*unit.id)
+    {
+        found = vec![found.swap_remove(exact)];
+    }
+    Ok(found)
+}
+
+/// The absolute form of a path whose last part is not looked at, since it may be a mount point
+/// whose server does not answer.
+#[must_use]
+pub fn absolute_without_touching(path: &Path) -> Option<PathBuf> {
+    let mut absolute = std::path::absolute(path).ok()?;
+    // Asking whether a folder is a symbolic link is answered by the kernel alone.
+    for _ in 0..MAX_LINKS {
+        let Ok(link) = std::fs::read_link(&absolute) else {
+            break;
+        };
+        absolute = absolute.parent()?.join(link);
+    }
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+            Some(parent.join(name))
+        }
+        _ => Some(absolute),
+    }
+}

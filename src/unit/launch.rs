@@ -1,0 +1,79 @@
+//! The launcher: what the user typed becomes a unit, and the command returns when it is usable.
+
+use std::sync::Arc;
+
+use nbdserve::error::Report;
+use nbdserve::{Error, Kind, Result};
+
+use super::channel::Channel;
+use super::front::{Front, Terminal};
+use super::image::Image;
+use super::message::{Request, Start, ToLauncher, Via};
+use super::respawn::{self, Role};
+use super::supervise::supervise;
+
+/// A unit that could not be started: what the user is told.
+pub type Failure = Box<Report>;
+
+/// Starts a unit under a supervisor of its own and returns when its target can be used.
+///
+/// # Errors
+/// Why not; nothing is left behind.
+pub fn start(request: &Request, image: &Image) -> Result<Started, Failure> {
+    let boxed = |error: Error| Box::new(error.report());
+    let (child, channel) = respawn::respawn(Role::Supervise, &request.id).map_err(boxed)?;
+    // The supervisor outlives us; a child that ends early is seen by its channel.
+    drop(child);
+    let (remote, fds) = image.parts();
+    let start = Start {
+        request: request.clone(),
+        remote,
+    };
+    channel.send(&start, &fds).map_err(boxed)?;
+    let terminal = Terminal::new();
+    loop {
+        match channel.recv::<ToLauncher>().map_err(boxed)? {
+            Some((ToLauncher::Progress { what, done, total }, _)) => {
+                terminal.update(&what, done, total);
+            }
+            Some((ToLauncher::Ready { via }, _)) => {
+                terminal.clear();
+                return Ok(Started { via, channel });
+            }
+            Some((ToLauncher::Failed(report), _)) => {
+                terminal.clear();
+                return Err(Box::new(report));
+            }
+            None => {
+                terminal.clear();
+                let error =
+                    Error::new(Kind::Io, "the supervisor ended before the image was usable")
+                        .hint("loopmount --list shows what is left, loopmount -u takes it away");
+                return Err(boxed(error));
+            }
+        }
+    }
+}
+
+/// A unit whose target can be used.
+#[derive(Debug)]
+pub struct Started {
+    /// The means that was chosen.
+    pub via: Via,
+    /// While it is open, a private unit stays.
+    pub channel: Channel,
+}
+
+/// The whole life of the supervisor process.
+///
+/// # Errors
+/// When the unit could not be started; the launcher has been told.
+pub fn supervisor_main() -> Result<()> {
+    let channel = Arc::new(respawn::inherit()?);
+    let Some((start, fds)) = channel.recv::<Start>()? else {
+        return Ok(());
+    };
+    let image = Image::from_parts(start.remote, fds)?;
+    let front: Arc<dyn Front> = channel.clone();
+    supervise(start.request, image, &front, Some(&channel))
+}

@@ -1,0 +1,219 @@
+//! What launcher, supervisor and server say to each other, and the order that starts a unit.
+
+use std::path::PathBuf;
+
+use nbdserve::Access;
+use nbdserve::error::Report;
+use nbdserve::plan::{self, LayerSpec, Pick, Plan, Purpose, Resolved};
+use serde::{Deserialize, Serialize};
+
+use super::image::Remote;
+
+use super::path_text;
+
+/// Everything a unit is started with. Holds no secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Eight hexadecimal digits.
+    pub id: String,
+    /// The image as an absolute path, for messages and `--list`; never opened again.
+    #[serde(with = "path_text")]
+    pub image: PathBuf,
+    /// The mount point or file, absolute.
+    #[serde(with = "path_text")]
+    pub target: PathBuf,
+    /// What appears there.
+    pub show: Show,
+    /// The means asked for.
+    pub via: Via,
+    /// Writes go to the image.
+    pub write: bool,
+    /// Layers that the user named.
+    pub layers: Vec<LayerSpec>,
+    /// Which part of the image, where the user said so.
+    pub partition: Option<String>,
+    /// Options for the kernel's file system, as after `mount -o`.
+    pub mount_options: Option<String>,
+    /// Bytes for decoded blocks and decoders.
+    pub cache_bytes: u64,
+    /// Where temp files go.
+    #[serde(with = "path_text")]
+    pub temp_dir: PathBuf,
+    /// Wait for the check of a block before serving it.
+    pub verify: bool,
+    /// The target does not exist: it is made, and removed again.
+    pub create_target: bool,
+    /// The mount lives in a namespace of its own, and the unit ends with its launcher.
+    pub private: bool,
+    /// How much goes into the log.
+    pub verbosity: u8,
+}
+
+impl Request {
+    /// What is to be found in the image.
+    #[must_use]
+    pub fn wanted(&self) -> plan::Request {
+        let (otherwise, purpose) = match self.show {
+            Show::Tree => (Pick::Auto, Purpose::FileSystem),
+            Show::File => (Pick::Disk, Purpose::Bytes),
+        };
+        let pick = self.partition.clone().map_or(otherwise, Pick::Partition);
+        plan::Request {
+            layers: self.layers.clone(),
+            pick,
+            purpose,
+        }
+    }
+
+    /// Whether `name` is among the options after `-o`.
+    #[must_use]
+    pub fn has_mount_option(&self, name: &str) -> bool {
+        self.mount_options
+            .iter()
+            .flat_map(|options| options.split(','))
+            .any(|o| o == name)
+    }
+}
+
+/// What appears at the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Show {
+    /// The files of a file system.
+    Tree,
+    /// The decoded bytes as one file.
+    File,
+}
+
+/// How the image reaches the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// The best that is possible here.
+    Auto,
+    /// The kernel's NBD client, the kernel's file system
+    Nbd,
+    /// A loop device (over a FUSE file when the image must be decoded), the kernel's file system
+    Loop,
+    /// The file system read in our own process
+    Fuse,
+}
+
+impl std::fmt::Display for Via {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Nbd => "nbd",
+            Self::Loop => "loop",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+/// From the launcher to the supervisor: begin. The descriptor of a local image comes along.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// What is wanted.
+    pub request: Request,
+    /// Where the image is, when it is no local file.
+    pub remote: Option<Remote>,
+}
+
+/// To the server.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToServer {
+    /// Open the image and say what it is. The descriptor of a local image comes along.
+    Open(Box<Start>),
+    /// Show it this way; for [`Means::Nbd`] the sockets come along.
+    Attach(Means),
+    /// Finish what is under way and exit.
+    Stop,
+}
+
+/// What the server has to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Means {
+    /// A FUSE file at this path.
+    File(#[serde(with = "path_text")] PathBuf),
+    /// A FUSE file at this path that a loop device will use: whole sectors.
+    Disk(#[serde(with = "path_text")] PathBuf),
+    /// A FUSE tree at this path.
+    Tree(#[serde(with = "path_text")] PathBuf),
+    /// Answer the kernel on these sockets. Reads the whole image first if reads would have to
+    /// wait for a first pass.
+    Nbd,
+}
+
+/// From the server.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromServer {
+    /// The image is open.
+    Opened(Box<Opened>),
+    /// The means that was asked for is in place.
+    Attached,
+    /// A pass has reached `done` of `total` bytes.
+    Progress {
+        /// What is being done.
+        what: String,
+        /// Bytes.
+        done: u64,
+        /// Bytes.
+        total: u64,
+    },
+    /// Bytes that were served have turned out to be wrong.
+    Poisoned(Report),
+    /// A signal asks for an orderly end.
+    StopWanted,
+    /// It did not work; the server exits.
+    Failed(Report),
+}
+
+/// What an image turned out to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Opened {
+    /// The layers, the partition, the content.
+    pub plan: Plan,
+    /// Bytes of what is shown.
+    pub size: u64,
+    /// The file system's kernel name, where there is one.
+    pub filesystem: Option<String>,
+    /// Every byte costs the decoding of all before it.
+    pub first_pass: bool,
+    /// Transmission flags of the NBD protocol.
+    pub nbd_flags: u16,
+}
+
+impl Opened {
+    /// What an image turned out to be.
+    #[must_use]
+    pub fn new(resolved: &Resolved, nbd_flags: u16) -> Self {
+        Self {
+            plan: resolved.plan.clone(),
+            size: resolved.volume.size(),
+            filesystem: resolved.content.file_system().map(|info| info.name.clone()),
+            first_pass: resolved.volume.geometry().access == Access::FirstPass,
+            nbd_flags,
+        }
+    }
+}
+
+/// From the supervisor to the launcher.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToLauncher {
+    /// A pass has reached `done` of `total` bytes.
+    Progress {
+        /// What is being done.
+        what: String,
+        /// Bytes.
+        done: u64,
+        /// Bytes.
+        total: u64,
+    },
+    /// The target can be used.
+    Ready {
+        /// The means that was chosen.
+        via: Via,
+    },
+    /// Not started; nothing is left behind.
+    Failed(Report),
+}

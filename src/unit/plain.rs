@@ -1,0 +1,162 @@
+//! A plain image for root: nothing to translate, so the kernel's loop device does all of it and no
+//! process of ours stays.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use nbdserve::plan::{self, Resolved};
+use nbdserve::source::File;
+use nbdserve::{Cx, Error, Result, Volume};
+
+use super::events;
+use super::message::{Opened, Request, Show, Via};
+use super::notify::{READY, STOPPING, notify};
+use super::record::{Record, Stage, StateDir, Undo, UnitDir};
+use super::target;
+use super::undo::{self, Kernel, Server};
+use crate::target::{kernel_mount, loop_device};
+use nbdfuse::mount::Mode;
+
+/// Probing a plain image caches nothing.
+const PROBE_CACHE: u64 = 16 << 20;
+
+/// An image that the kernel's loop device shows by itself.
+#[derive(Debug)]
+pub struct Mounted {
+    dir: UnitDir,
+    device: PathBuf,
+}
+
+/// Mounts the image by a loop device if that is all it needs and the user did not ask for another
+/// way; `None` leaves everything as it was.
+///
+/// # Errors
+/// When the image is plain and cannot be mounted; nothing is left behind but a target that was
+/// created.
+pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
+    let allowed = request.show == Show::Tree
+        && matches!(request.via, Via::Auto | Via::Loop)
+        && crate::sys::rights::may_mount_devices();
+    if !allowed {
+        return Ok(None);
+    }
+    let source = Volume::new(image.try_clone()?);
+    if !plan::looks_plain(&source, &request.layers)? {
+        return Ok(None);
+    }
+    let cx = Cx::new(PROBE_CACHE);
+    let resolved = plan::resolve(
+        source,
+        &request.image.to_string_lossy(),
+        &request.wanted(),
+        &crate::unit::looks_like_root,
+        &cx,
+    )?;
+    let Some(window) = resolved.source_range else {
+        return Ok(None);
+    };
+    let state = StateDir::of_user();
+    state.create()?;
+    let dir = state.unit(&request.id);
+    let lock = dir.create()?;
+    let mut record = record(request, &resolved);
+    dir.write(&record)?;
+    let label = request.image.to_string_lossy();
+    let options = loop_device::LoopOptions {
+        id: &request.id,
+        label: &label,
+        offset: window.start(),
+        size: window.len(),
+        read_only: !request.write,
+        ..Default::default()
+    };
+    match attach(image, &options, request, &record) {
+        Ok(device) => {
+            record.device = Some(device.clone());
+            record.stage = Stage::Mounted;
+            dir.write(&record)?;
+            drop(lock);
+            Ok(Some(Mounted { dir, device }))
+        }
+        Err(error) => {
+            if let Err(stayed) = undo::undo_all(&request.id, Mode::Lazy, Server::Dead) {
+                tracing::warn!("{}", Error::from(stayed).report());
+            }
+            undo::remove_files(&dir, Some(&record))?;
+            Err(error)
+        }
+    }
+}
+
+fn record(request: &Request, resolved: &Resolved) -> Record {
+    let mut record = Record::new(request.clone());
+    record.via = Some(Via::Loop);
+    record.opened = Some(Opened::new(resolved, 0));
+    if request.create_target {
+        record.undo.push(Undo::RemoveTarget);
+    }
+    record.undo.extend([Undo::Loop, Undo::KernelMount]);
+    record
+}
+
+fn attach(
+    image: &File,
+    options: &loop_device::LoopOptions<'_>,
+    request: &Request,
+    record: &Record,
+) -> Result<PathBuf> {
+    target::create(request)?;
+    let device = loop_device::attach(image.as_fd(), options)?;
+    let filesystem = record
+        .opened
+        .as_ref()
+        .and_then(|opened| opened.filesystem.as_deref());
+    let options = kernel_mount::MountOptions {
+        fstype: filesystem.unwrap_or("auto"),
+        read_only: !request.write,
+        first_pass: false,
+        options: request.mount_options.as_deref().unwrap_or(""),
+    };
+    kernel_mount::mount_fs(&device.path, &request.target, &options)?;
+    Ok(device.path.clone())
+}
+
+enum Event {
+    MountsChanged,
+    Signal,
+}
+
+impl Mounted {
+    /// Waits until somebody unmounts it, or a signal asks us to.
+    ///
+    /// # Errors
+    /// When it cannot be watched or unmounted.
+    pub fn stay(&self) -> Result<()> {
+        let (sender, queue) = mpsc::channel();
+        events::watch_signals(&sender, || Event::Signal)?;
+        events::watch_mounts(&sender, || Event::MountsChanged)?;
+        notify(READY);
+        while self.is_mounted() {
+            match queue.recv() {
+                Ok(Event::MountsChanged) => {}
+                Ok(Event::Signal) | Err(_) => {
+                    notify(STOPPING);
+                    if undo::undo_all(self.dir.id(), Mode::Normal, Server::Dead).is_err() {
+                        undo::undo_all(self.dir.id(), Mode::Lazy, Server::Dead)?;
+                    }
+                }
+            }
+        }
+        let record = self.dir.read()?;
+        if Kernel::look()?.of(self.dir.id()).is_empty() {
+            undo::remove_files(&self.dir, record.as_ref())?;
+        }
+        Ok(())
+    }
+
+    fn is_mounted(&self) -> bool {
+        let device: &Path = &self.device;
+        crate::sys::mountinfo::mounts().map_or(true, |all| all.iter().any(|m| m.source == *device))
+    }
+}

@@ -1,0 +1,298 @@
+//! `loopmount -u WHAT`: find the unit, unmount, wait until the image is free.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use nbdserve::error::escape;
+use nbdserve::{Error, Kind, Result};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::busy::{self, Holder};
+use super::events;
+use super::exit::Exit;
+use super::find::{self, Unit};
+use super::front::print_report;
+use super::record::{Stage, Waited};
+use super::respawn::Role;
+use super::undo::{self, Kernel, Server, Stayed, Traces};
+use crate::target::kernel_nbd;
+use nbdfuse::mount::Mode;
+
+/// After the unmount, supervisor and server have this long to free the image.
+const END_LIMIT: Duration = Duration::from_secs(30);
+/// A detached unit without users is gone within this time.
+const DETACH_LIMIT: Duration = Duration::from_secs(1);
+/// Unmounting what nobody serves may take this long before it gets help.
+const RESCUE_AFTER: Duration = Duration::from_millis(500);
+/// At most this many users of a busy mount are printed.
+const MAX_HOLDERS: usize = 10;
+
+/// How taking down one unit ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All gone, the image is free.
+    Gone,
+    /// Out of the mount table; it ends with its last user.
+    Detached,
+    /// In use by these; nothing was changed.
+    Busy(Error, Vec<Holder>),
+    /// Detached or half taken down; this is left.
+    Left(Vec<String>),
+}
+
+/// The command `-u`: takes down every unit that `what` names.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
+    let units = find::named(what)?;
+    if units.is_empty() {
+        print_report(&nothing_there(what).report());
+        return Ok(Exit::NotOurs);
+    }
+    let mut exit = Exit::Done;
+    for unit in units {
+        let one = match take_down(&unit, mode) {
+            Ok(Outcome::Gone) => Exit::Done,
+            Ok(Outcome::Detached) => {
+                eprintln!(
+                    "loopmount: detached; unit {} ends with its last user",
+                    unit.id
+                );
+                Exit::Done
+            }
+            Ok(Outcome::Busy(error, holders)) => {
+                print_report(&busy_error(&error, &holders).report());
+                Exit::Busy
+            }
+            Ok(Outcome::Left(left)) => {
+                print_report(&left_error(&unit, &left).report());
+                Exit::Partly
+            }
+            Err(error) => {
+                print_report(&error.report());
+                Exit::Failed
+            }
+        };
+        if exit == Exit::Done {
+            exit = one;
+        }
+    }
+    Ok(exit)
+}
+
+pub(super) fn nothing_there(what: &OsStr) -> Error {
+    let shown = escape(&what.to_string_lossy());
+    let path = find::absolute_without_touching(Path::new(what));
+    let foreign = crate::sys::mountinfo::mounts().ok().and_then(|mounts| {
+        mounts
+            .into_iter()
+            .find(|mount| Some(&mount.target) == path.as_ref())
+    });
+    match foreign {
+        Some(mount) => Error::new(
+            Kind::Denied,
+            format!(
+                "{shown} was not mounted by loopmount (it is {})",
+                escape(&mount.fstype.to_string_lossy())
+            ),
+        )
+        .hint(format!("umount {shown}")),
+        None => Error::new(Kind::Io, format!("{shown} is not mounted"))
+            .hint("loopmount --list shows what is; root and each user have their own mounts"),
+    }
+}
+
+fn busy_error(error: &Error, holders: &[Holder]) -> Error {
+    let mut what = error.to_string();
+    for holder in holders.iter().take(MAX_HOLDERS) {
+        what.push_str(" by ");
+        what.push_str(&holder.to_string());
+        what.push(';');
+    }
+    if let Some(more) = holders
+        .len()
+        .checked_sub(MAX_HOLDERS)
+        .filter(|more| *more > 0)
+    {
+        what.push_str(&format!(" and {more} more;"));
+    }
+    Error::new(Kind::Denied, what.trim_end_matches(';'))
+        .hint("end them, or detach it now and let them finish: loopmount -u --lazy")
+}
+
+fn left_error(unit: &Unit, left: &[String]) -> Error {
+    let left = if left.is_empty() {
+        "its processes".to_owned()
+    } else {
+        left.join(", ")
+    };
+    Error::new(
+        Kind::TimedOut,
+        format!("unit {} is only partly gone, left: {left}", unit.id),
+    )
+    .hint(format!(
+        "it goes when its last user ends; look again with loopmount -u {}",
+        unit.id
+    ))
+}
+
+/// Takes one unit down.
+///
+/// # Errors
+/// When something other than a user of the mount is in the way.
+pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
+    let kernel = Kernel::look()?;
+    let traces = kernel.of(&unit.id);
+    // What the user sees; a FUSE file under a loop device goes by itself.
+    let seen = if traces.kernel.is_empty() && traces.loops.is_empty() && traces.nbds.is_empty() {
+        &traces.fuse
+    } else {
+        &traces.kernel
+    };
+    let server = unit.record.as_ref().and_then(|record| record.server);
+    let orphan = !unit.alive && server.is_none_or(|pid| !is_server(pid, &unit.id));
+    let rescue = orphan
+        .then(|| Rescue::start(&unit.id, &traces))
+        .transpose()?;
+    for mount in seen.iter().rev() {
+        match undo::unmount(mount, &kernel.mounts, mode) {
+            Ok(()) => {}
+            Err(Stayed::Busy(error)) => {
+                return Ok(Outcome::Busy(error, busy::holders(mount)));
+            }
+            Err(Stayed::Failed(error)) => return Err(error),
+        }
+    }
+    drop(rescue);
+    if unit.alive && seen.is_empty() {
+        // Still starting, or mounted where we cannot see it: its supervisor knows.
+        ask_to_end(unit);
+    }
+    wait_for_the_end(unit, mode)
+}
+
+/// Cuts off NBD devices that nobody serves if unmounting takes long: the kernel then waits for the
+/// answer to a write until its own timer ends. One that is busy, which is known at once, stays.
+struct Rescue {
+    /// Closed by drop: it is not needed.
+    _needed: mpsc::Sender<()>,
+}
+
+impl Rescue {
+    fn start(id: &str, traces: &Traces) -> Result<Self> {
+        let (sender, needed) = mpsc::channel::<()>();
+        let (id, devices) = (id.to_owned(), traces.nbds.clone());
+        events::watch("rescue", move || {
+            if needed.recv_timeout(RESCUE_AFTER) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            for device in devices {
+                if let Err(error) = kernel_nbd::sever(device.index, &id) {
+                    tracing::warn!("{}", error.report());
+                }
+            }
+        })?;
+        Ok(Self { _needed: sender })
+    }
+}
+
+/// The supervisor sees that its mount is gone and ends everything. Without one we do it.
+fn wait_for_the_end(unit: &Unit, mode: Mode) -> Result<Outcome> {
+    let deadline = Instant::now() + END_LIMIT;
+    let left = || -> Result<Outcome> { Ok(Outcome::Left(Kernel::look()?.of(&unit.id).describe())) };
+    let limit = if mode == Mode::Lazy {
+        DETACH_LIMIT
+    } else {
+        END_LIMIT
+    };
+    if unit.dir.exists() {
+        match unit.dir.lock_within(limit)? {
+            Waited::Locked(_lock) => {
+                undo::undo_within(&unit.id, mode, Server::Dead, limit)?;
+                let traces = Kernel::look()?.of(&unit.id);
+                if mode == Mode::Lazy && traces.kernel.is_empty() && traces.has_devices() {
+                    // The device goes with its last user, the record when somebody looks next.
+                    note_ending(unit)?;
+                    return Ok(Outcome::Detached);
+                }
+                undo::remove_files(&unit.dir, unit.record.as_ref())?;
+            }
+            Waited::Gone => {}
+            Waited::Held if mode == Mode::Lazy => return Ok(Outcome::Detached),
+            Waited::Held => return left(),
+        }
+    } else {
+        undo::undo_all(&unit.id, mode, Server::Dead)?;
+    }
+    let server = unit.record.as_ref().and_then(|record| record.server);
+    if !ended_by(server, &unit.id, deadline) || !Kernel::look()?.of(&unit.id).is_empty() {
+        return left();
+    }
+    Ok(Outcome::Gone)
+}
+
+fn note_ending(unit: &Unit) -> Result<()> {
+    let Some(mut record) = unit.dir.read()? else {
+        return Ok(());
+    };
+    record.stage = Stage::Ending;
+    unit.dir.write(&record)
+}
+
+/// Whether the server with this process id is gone at the deadline. A process that only has the
+/// same number does not count.
+fn ended_by(pid: Option<u32>, id: &str, deadline: Instant) -> bool {
+    let Some(pid) = pid else { return true };
+    loop {
+        if !is_server(pid, id) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether the process with this number is the server of unit `id`.
+pub(super) fn is_server(pid: u32, id: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|b| *b == 0).skip(1);
+    words.next() == Some(Role::Serve.word().as_bytes()) && words.next() == Some(id.as_bytes())
+}
+
+fn ask_to_end(unit: &Unit) {
+    let supervisor = unit.record.as_ref().and_then(|record| record.supervisor);
+    let Some(pid) = supervisor.and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
+        return;
+    };
+    // The lock was held a moment ago, so the number is still its own.
+    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+        && unit.dir.is_locked()
+    {
+        let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+    }
+}
+
+/// The janitor's whole life: undoes what a dead supervisor has left.
+///
+/// # Errors
+/// When something stays.
+pub fn janitor(id: &str) -> Result<()> {
+    let _channel = super::respawn::inherit()?;
+    let state = super::record::StateDir::of_user();
+    let dir = state.unit(id);
+    crate::log::to_file(&dir.join("log"), 0);
+    let Waited::Locked(_lock) = dir.lock_within(END_LIMIT)? else {
+        return Ok(());
+    };
+    undo::undo_all(id, Mode::Lazy, Server::Dead)?;
+    let record = dir.read().unwrap_or(None);
+    if Kernel::look()?.of(id).is_empty() {
+        undo::remove_files(&dir, record.as_ref())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! By which means an image is to appear.
+
+use nbdserve::{Error, Kind, Result};
+
+use crate::sys::rights::may_mount_devices;
+use crate::target::kernel_nbd::{self, Availability};
+use crate::unit::message::{Opened, Request, Show, Via};
+
+/// The means, where the user left it to us.
+pub(super) fn choose(request: &Request, opened: &Opened) -> Result<Via> {
+    if request.show == Show::File {
+        return Ok(Via::Fuse);
+    }
+    let Some(filesystem) = &opened.filesystem else {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "there is no file system that could be mounted",
+        )
+        .hint("loopmount --info shows what is there; --fuse shows the bytes as a file"));
+    };
+    let privileged = may_mount_devices();
+    match request.via {
+        Via::Auto if privileged => {
+            // A first pass can outlast the kernel's patience with an NBD device.
+            if !opened.first_pass && nbd_is_ready() {
+                Ok(Via::Nbd)
+            } else {
+                Ok(Via::Loop)
+            }
+        }
+        Via::Auto | Via::Fuse => writable_in_user_space(request, filesystem).map(|()| Via::Fuse),
+        Via::Nbd | Via::Loop if !privileged => Err(Error::new(
+            Kind::Denied,
+            format!("--via {} needs root", request.via),
+        )
+        .hint("--via fuse, or --fuse for the bytes as a file, works for everybody")),
+        Via::Nbd if !nbd_is_ready() => Err(Error::new(
+            Kind::Unsupported,
+            "this kernel has no nbd module",
+        )
+        .hint("--via loop does the same over a FUSE file")),
+        via => Ok(via),
+    }
+}
+
+fn writable_in_user_space(request: &Request, filesystem: &str) -> Result<()> {
+    if !request.write {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        format!("{filesystem} can only be read in user space, not written"),
+    )
+    .hint("as root -w uses the kernel's file system; --fuse -w gives a writable file"))
+}
+
+fn nbd_is_ready() -> bool {
+    kernel_nbd::availability().is_ok_and(|found| found == Availability::Ready)
+}

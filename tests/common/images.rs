@@ -1,0 +1,402 @@
+//! Test images, made at test time by foreign tools, once per build folder.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+
+use super::{must, prepare_machine, require_tool};
+
+const MIB: u64 = 1 << 20;
+/// Where the root partition of [`Images::disk`] starts, in bytes.
+pub(crate) const ROOT_START: u64 = 9 * MIB;
+/// Bytes of the root partition, and of [`Images::ext4`].
+pub(crate) const ROOT_SIZE: u64 = 48 * MIB;
+/// The UUID of the file system of [`Images::ext4`].
+pub(crate) const ROOT_UUID: &str = "c0ffee00-1111-4222-8333-444455556666";
+
+/// The small disk that the project carries.
+pub(crate) fn carried() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/two-partitions.raw.xz")
+}
+
+/// The text at `usr/share/doc/loopmount/hello.txt` of the carried disk.
+pub(crate) const HELLO: &str = "usr/share/doc/loopmount/hello.txt";
+
+/// The set of images. Each is made when it is first asked for.
+#[derive(Debug)]
+pub(crate) struct Images {
+    dir: PathBuf,
+}
+
+/// The images of this build folder.
+pub(crate) fn images() -> &'static Images {
+    static IMAGES: OnceLock<Images> = OnceLock::new();
+    IMAGES.get_or_init(|| {
+        prepare_machine();
+        // Images made by another version of these recipes do not count.
+        let mut recipe = Sha256::new();
+        recipe.update(include_bytes!("images.rs"));
+        recipe.update(include_bytes!("rich-tree.sh"));
+        let mut name = String::from("images-");
+        for byte in &recipe.finalize()[..6] {
+            write!(name, "{byte:02x}").unwrap();
+        }
+        let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let dir = tmp.join(&name);
+        fs::create_dir_all(&dir).unwrap();
+        for entry in fs::read_dir(tmp).unwrap().flatten() {
+            let other = entry.file_name().into_string().unwrap_or_default();
+            if other.starts_with("images-") && other != name {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Images { dir }
+    })
+}
+
+impl Images {
+    /// The image `name`, made by `recipe` (which is given the path to write) when it is not there.
+    fn get(&self, name: &str, recipe: impl FnOnce(&Path)) -> PathBuf {
+        let path = self.dir.join(name);
+        if path.exists() {
+            return path;
+        }
+        // Test programs and threads may want the same one at the same time.
+        let lock = fs::File::create(self.dir.join(format!("{name}.lock"))).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        if !path.exists() {
+            let unfinished = self.dir.join(format!("{name}.unfinished"));
+            let _ = fs::remove_file(&unfinished);
+            recipe(&unfinished);
+            fs::rename(&unfinished, &path).unwrap();
+        }
+        path
+    }
+
+    /// ext4 with 4 KiB blocks and 256-byte inodes, label `rich`, with one of everything in it.
+    pub(crate) fn ext4(&self) -> PathBuf {
+        self.get("ext4.raw", |path| {
+            require_tool("mkfs.ext4", "e2fsprogs");
+            make_sparse(path, ROOT_SIZE);
+            let mut mkfs = Command::new("mkfs.ext4");
+            mkfs.args([
+                "-q", "-b", "4096", "-I", "256", "-L", "rich", "-U", ROOT_UUID,
+            ]);
+            must(mkfs.arg(path));
+            fill(path, "xattr");
+        })
+    }
+
+    /// ext2 with 1 KiB blocks, 128-byte inodes and block maps instead of extents.
+    pub(crate) fn ext2(&self) -> PathBuf {
+        self.get("ext2.raw", |path| {
+            require_tool("mkfs.ext2", "e2fsprogs");
+            make_sparse(path, 32 * MIB);
+            let mut mkfs = Command::new("mkfs.ext2");
+            mkfs.args(["-q", "-b", "1024", "-I", "128", "-L", "old"]);
+            must(mkfs.arg(path));
+            fill(path, "no-xattr");
+        })
+    }
+
+    /// ext4 with the features that newer systems turn on: inline data, 64 bit, metadata checksums,
+    /// large directories.
+    pub(crate) fn ext4_modern(&self) -> PathBuf {
+        self.get("ext4-modern.raw", |path| {
+            require_tool("mkfs.ext4", "e2fsprogs");
+            make_sparse(path, ROOT_SIZE);
+            let features = "inline_data,64bit,metadata_csum,metadata_csum_seed,large_dir";
+            let mut mkfs = Command::new("mkfs.ext4");
+            mkfs.args([
+                "-q", "-b", "4096", "-I", "512", "-L", "modern", "-O", features,
+            ]);
+            must(mkfs.arg(path));
+            fill(path, "xattr");
+        })
+    }
+
+    /// A GPT disk: partition 1 `esp` (vfat, type EFI system), partition 2 `system` (type Linux root
+    /// x86-64), which holds [`Images::ext4`].
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.get("disk.raw", |path| {
+            require_tool("sgdisk", "gdisk");
+            require_tool("mkfs.vfat", "dosfstools");
+            make_sparse(path, ROOT_START + ROOT_SIZE + MIB);
+            let sector = |bytes: u64| bytes / 512;
+            let root_end = sector(ROOT_START + ROOT_SIZE) - 1;
+            let mut sgdisk = Command::new("sgdisk");
+            sgdisk
+                .arg(format!("--new=1:2048:{}", sector(ROOT_START) - 1))
+                .args(["--typecode=1:ef00", "--change-name=1:esp"])
+                .arg(format!("--new=2:{}:{root_end}", sector(ROOT_START)))
+                .args(["--typecode=2:8304", "--change-name=2:system"]);
+            must(sgdisk.arg(path));
+            let esp = path.with_extension("esp");
+            make_sparse(&esp, ROOT_START - MIB);
+            must(Command::new("mkfs.vfat").args(["-n", "ESP"]).arg(&esp));
+            copy_into(&esp, path, MIB);
+            fs::remove_file(esp).unwrap();
+            copy_into(&self.ext4(), path, ROOT_START);
+        })
+    }
+
+    /// [`Images::disk`] as xz in blocks of 1 MiB.
+    pub(crate) fn disk_xz(&self) -> PathBuf {
+        let from = self.disk();
+        self.get("disk.raw.xz", |path| {
+            xz(&from, path, &["-1", "-T2", "--block-size=1MiB"]);
+        })
+    }
+
+    /// [`Images::disk`] as xz in one block: any byte costs the decoding of all before it.
+    pub(crate) fn disk_single_block(&self) -> PathBuf {
+        let from = self.disk();
+        self.get("single.raw.xz", |path| xz(&from, path, &["-1", "-T1"]))
+    }
+
+    /// [`Images::disk`] as several xz streams with other checks and filters and padding between.
+    pub(crate) fn disk_streams(&self) -> PathBuf {
+        let from = self.disk();
+        self.get("streams.raw.xz", |path| {
+            let whole = fs::read(&from).unwrap();
+            let mut out = fs::File::create(path).unwrap();
+            let styles: [&[&str]; 4] = [
+                &["-1", "--check=crc32", "--block-size=700KiB"],
+                &["-1", "--check=sha256", "-T1"],
+                &["--delta=dist=4", "--lzma2=preset=0", "--check=none"],
+                &["--x86", "--lzma2=preset=1", "--block-size=3MiB"],
+            ];
+            // Not a multiple of anything.
+            for (part, style) in whole
+                .chunks(whole.len() / 3 - 777)
+                .zip(styles.iter().cycle())
+            {
+                let piece = path.with_extension("piece");
+                fs::write(&piece, part).unwrap();
+                let packed = path.with_extension("packed");
+                xz(&piece, &packed, style);
+                out.write_all(&fs::read(&packed).unwrap()).unwrap();
+                out.write_all(&[0; 64]).unwrap();
+                fs::remove_file(piece).unwrap();
+                fs::remove_file(packed).unwrap();
+            }
+        })
+    }
+
+    /// An MBR disk: primary 1 (ext2, [`Images::ext2`]), extended 2 with logical 5 (ext4, label
+    /// `logic`) and 6 (swap type, empty).
+    pub(crate) fn mbr(&self) -> PathBuf {
+        self.get("mbr.raw", |path| {
+            require_tool("sfdisk", "fdisk");
+            make_sparse(path, 64 * MIB);
+            let script = "label: dos\n\
+                 start=2048, size=65536, type=83\n\
+                 start=67584, type=5\n\
+                 start=69632, size=32768, type=83\n\
+                 start=104448, size=8192, type=82\n";
+            run_with_stdin(Command::new("sfdisk").arg("-q").arg(path), script);
+            copy_into(&self.ext2(), path, 2048 * 512);
+            let logical = path.with_extension("logical");
+            make_sparse(&logical, 16 * MIB);
+            must(
+                Command::new("mkfs.ext4")
+                    .args(["-q", "-L", "logic"])
+                    .arg(&logical),
+            );
+            with_mounted(&logical, &[], |dir| {
+                fs::write(dir.join("which"), "the logical partition\n").unwrap();
+            });
+            copy_into(&logical, path, 69632 * 512);
+            fs::remove_file(logical).unwrap();
+        })
+    }
+
+    /// xfs, label `xee`, with a small tree.
+    pub(crate) fn xfs(&self) -> PathBuf {
+        self.get("xfs.raw", |path| {
+            require_tool("mkfs.xfs", "xfsprogs");
+            make_sparse(path, 320 * MIB);
+            must(Command::new("mkfs.xfs").args(["-q", "-L", "xee"]).arg(path));
+            // Made by one tool for all: two of them may be mounted at the same time.
+            with_mounted(path, &["-o", "nouuid"], small_tree);
+        })
+    }
+
+    /// btrfs, label `bee`, with a small tree.
+    pub(crate) fn btrfs(&self) -> PathBuf {
+        self.get("btrfs.raw", |path| {
+            require_tool("mkfs.btrfs", "btrfs-progs");
+            make_sparse(path, 128 * MIB);
+            must(
+                Command::new("mkfs.btrfs")
+                    .args(["-q", "-L", "bee"])
+                    .arg(path),
+            );
+            with_mounted(path, &[], small_tree);
+        })
+    }
+
+    /// squashfs with a small tree.
+    pub(crate) fn squashfs(&self) -> PathBuf {
+        self.get("squash.raw", |path| {
+            require_tool("mksquashfs", "squashfs-tools");
+            let tree = tempfile::tempdir().unwrap();
+            small_tree(tree.path());
+            let mut tool = Command::new("mksquashfs");
+            must(
+                tool.arg(tree.path())
+                    .arg(path)
+                    .args(["-quiet", "-noappend"]),
+            );
+        })
+    }
+
+    /// erofs with a small tree.
+    pub(crate) fn erofs(&self) -> PathBuf {
+        self.get("erofs.raw", |path| {
+            require_tool("mkfs.erofs", "erofs-utils");
+            let tree = tempfile::tempdir().unwrap();
+            small_tree(tree.path());
+            must(Command::new("mkfs.erofs").arg(path).arg(tree.path()));
+        })
+    }
+
+    /// An ISO 9660 image, volume `EYE`, with a small tree.
+    pub(crate) fn iso(&self) -> PathBuf {
+        self.get("disc.iso", |path| {
+            require_tool("genisoimage", "genisoimage");
+            let tree = tempfile::tempdir().unwrap();
+            small_tree(tree.path());
+            let mut tool = Command::new("genisoimage");
+            tool.args(["-quiet", "-R", "-V", "EYE", "-o"]).arg(path);
+            must(tool.arg(tree.path()));
+        })
+    }
+}
+
+/// A file of `size` bytes without data.
+pub(crate) fn make_sparse(path: &Path, size: u64) {
+    fs::File::create(path).unwrap().set_len(size).unwrap();
+}
+
+/// Writes the bytes of `from` at `offset` of `to`, leaving holes where there are zeroes.
+pub(crate) fn copy_into(from: &Path, to: &Path, offset: u64) {
+    let mut from = fs::File::open(from).unwrap();
+    let to = fs::File::options().write(true).open(to).unwrap();
+    let mut at = offset;
+    let mut block = vec![0; 64 << 10];
+    loop {
+        let count = from.read(&mut block).unwrap();
+        if count == 0 {
+            break;
+        }
+        if block[..count].iter().any(|byte| *byte != 0) {
+            to.write_all_at(&block[..count], at).unwrap();
+        }
+        at += u64::try_from(count).unwrap();
+    }
+}
+
+/// Mounts a raw file system with the kernel, lets `change` write to it, and unmounts.
+pub(crate) fn with_mounted<T>(image: &Path, args: &[&str], change: impl FnOnce(&Path) -> T) -> T {
+    let point = tempfile::Builder::new()
+        .prefix("lm-kernel-")
+        .tempdir()
+        .unwrap();
+    let mut mount = Command::new("mount");
+    must(
+        mount
+            .args(["-o", "loop"])
+            .args(args)
+            .arg(image)
+            .arg(point.path()),
+    );
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(point.path())));
+    // A child that another thread has just forked holds our files until it has started its program.
+    super::until("the kernel lets go of its mount", || {
+        let umount = Command::new("umount").arg(point.path()).output();
+        umount.unwrap().status.success()
+    });
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn fill(image: &Path, xattrs: &str) {
+    require_tool("setfattr", "attr");
+    require_tool("setfacl", "acl");
+    require_tool("openssl", "openssl");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/rich-tree.sh");
+    with_mounted(image, &[], |dir| {
+        must(Command::new("bash").arg(script).arg(dir).arg(xattrs));
+    });
+}
+
+/// A few files, for file systems of which only the wrapping is under test.
+fn small_tree(dir: &Path) {
+    fs::create_dir_all(dir.join("etc")).unwrap();
+    fs::write(dir.join("etc/os-release"), "ID=small\n").unwrap();
+    let numbers: String = (0..50_000).map(|n| format!("{n}\n")).collect();
+    fs::write(dir.join("numbers"), numbers).unwrap();
+    std::os::unix::fs::symlink("etc/os-release", dir.join("link")).unwrap();
+}
+
+/// Compresses `from` to `to` with xz.
+pub(crate) fn xz(from: &Path, to: &Path, options: &[&str]) {
+    require_tool("xz", "xz-utils");
+    let out = fs::File::create(to).unwrap();
+    let mut command = Command::new("xz");
+    must_status(command.arg("-c").args(options).arg(from).stdout(out));
+}
+
+fn must_status(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+fn run_with_stdin(command: &mut Command, input: &str) {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+/// SHA-256 of a file, in hex.
+pub(crate) fn sha256(path: &Path) -> String {
+    let mut file = fs::File::open(path).unwrap();
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        let count = file.read(&mut block).unwrap();
+        if count == 0 {
+            break;
+        }
+        hash.update(&block[..count]);
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes as hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text
+}
+
+/// Bytes `offset..offset + length` of a file.
+pub(crate) fn read_range(path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = vec![0; length];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
