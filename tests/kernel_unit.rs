@@ -14,7 +14,7 @@ use common::holder::Holder;
 use common::images::{self, HELLO};
 use common::run::send_signal;
 use common::sandbox::with_small_disk;
-use common::system::{mount_at, process_state};
+use common::system::{mount_at, process_state, tasks_in_d_state, threads_in_d_state};
 use common::{Sandbox, Who, must, until};
 use loopmount::sys::block::BlockDevice;
 use loopmount::target::kernel_nbd;
@@ -71,19 +71,8 @@ fn assert_nothing_is_left(sandbox: &Sandbox) {
     for (_, device) in BlockDevice::all("nbd").unwrap() {
         assert_eq!(device.attribute("pid"), None, "{}", device.name());
     }
-    assert_eq!(tasks_in_d_state(), Vec::<String>::new());
-}
-
-/// The tasks in uninterruptible sleep.
-fn tasks_in_d_state() -> Vec<String> {
-    let tasks = fs::read_dir("/proc").unwrap().flatten();
-    tasks
-        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
-        .filter(|stat| {
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('D'))
-        })
-        .collect()
+    // The kernel's own workers sleep so for a moment now and then; what hangs stays.
+    until("nothing is in D state", || tasks_in_d_state().is_empty());
 }
 
 /// `-u WHAT` for something that may have gone by itself meanwhile.
@@ -291,7 +280,7 @@ fn io_in_flight_gets_an_error_when_a_process_is_killed() {
                     std::thread::spawn(move || fs::read(file))
                 };
                 until("the read waits", || {
-                    !threads_of_this_process_in_d_state().is_empty()
+                    !threads_in_d_state(Path::new("/proc/self")).is_empty()
                 });
                 for role in victims {
                     send_signal(pid_of(&sandbox, role), Signal::KILL);
@@ -317,17 +306,6 @@ fn io_in_flight_gets_an_error_when_a_process_is_killed() {
             }
         },
     );
-}
-
-fn threads_of_this_process_in_d_state() -> Vec<String> {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    tasks
-        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
-        .filter(|stat| {
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('D'))
-        })
-        .collect()
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub mod server;
 pub mod size;
 pub mod source;
 pub mod stats;
+pub mod store;
 mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;

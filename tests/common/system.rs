@@ -130,3 +130,24 @@ pub(crate) fn process_state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
+
+/// What /proc says of the threads of a process (`/proc/PID`) that are in uninterruptible sleep.
+pub(crate) fn threads_in_d_state(process: &Path) -> Vec<String> {
+    // It may end meanwhile.
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok())
+        .filter(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('D'))
+        })
+        .collect()
+}
+
+/// [`threads_in_d_state`] of all processes.
+pub(crate) fn tasks_in_d_state() -> Vec<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .flat_map(|process| threads_in_d_state(&process.path()))
+        .collect()
+}

@@ -106,6 +106,18 @@ impl Block {
         Self::new(len, Store::File { file, base })
     }
 
+    /// A block that is complete in a temp file; `zero` has a bit for each piece that is zero.
+    pub(super) fn stored(len: u64, file: Arc<TempFile>, base: u64, zero: Vec<u64>) -> Self {
+        let block = Self::in_file(len, file, base);
+        {
+            let mut state = block.lock();
+            state.ready = len;
+            state.zero = zero;
+        }
+        block.finish(None);
+        block
+    }
+
     fn new(len: u64, store: Store) -> Self {
         Self {
             len,

@@ -13,6 +13,7 @@ use super::pass::Passes;
 use super::pool::{Pool, Priority};
 use super::streams::Streams;
 use super::temp::TempFile;
+use super::whole::Stored;
 use crate::stats::BlockStats;
 use crate::{ByteRange, Cx, Error, Kind, Result};
 
@@ -123,6 +124,21 @@ impl Blocks {
     /// `NoSpace` when the temp file's place has less than `huge.encoded` bytes free, or why the
     /// file cannot be created.
     pub fn new(name: &str, decode: Arc<dyn Decode>, huge: Huge, cx: &Cx) -> Result<Self> {
+        Self::with_stored(name, decode, huge, HashMap::new(), cx)
+    }
+
+    /// As [`Self::new`], where some blocks (by number) are decoded already. They are not counted
+    /// in `huge`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_stored(
+        name: &str,
+        decode: Arc<dyn Decode>,
+        huge: Huge,
+        stored: HashMap<u64, Stored>,
+        cx: &Cx,
+    ) -> Result<Self> {
         let temp = if huge.decoded > 0 {
             Some(Arc::new(huge.temp_file(name, cx)?))
         } else {
@@ -133,7 +149,7 @@ impl Blocks {
             name: name.to_owned(),
             cx: cx.clone(),
             decode,
-            passes: Passes::new(temp),
+            passes: Passes::new(temp, stored),
             stop: AtomicBool::new(false),
             poisoned: Mutex::default(),
             zero: RwLock::default(),
@@ -363,10 +379,14 @@ impl Shared {
         }
     }
 
+    /// Whether a block is or will be in a temp file.
+    fn is_in_file(&self, number: u64) -> bool {
+        self.passes.is_given(number) || Blocks::is_huge(self.decode.len(number), &self.cx)
+    }
+
     /// The block, decoded or about to be. `end` is how much of it is needed now.
     fn demand(self: &Arc<Self>, number: u64, end: u64) -> Result<Arc<Block>> {
-        let len = self.decode.len(number);
-        if Blocks::is_huge(len, &self.cx) {
+        if self.is_in_file(number) {
             return self.passes.demand(self, number, end);
         }
         let (block, _) = self.get_or_create(number)?;
@@ -387,7 +407,7 @@ impl Shared {
     }
 
     fn prefetch(self: &Arc<Self>, number: u64) {
-        if Blocks::is_huge(self.decode.len(number), &self.cx) {
+        if self.is_in_file(number) {
             let _ = self.passes.demand(self, number, 0);
             return;
         }
@@ -431,7 +451,7 @@ impl Shared {
     }
 
     fn peek(&self, number: u64) -> Option<Arc<Block>> {
-        if Blocks::is_huge(self.decode.len(number), &self.cx) {
+        if self.is_in_file(number) {
             self.passes.peek(number)
         } else {
             self.cx.cache.peek(self.key(number))

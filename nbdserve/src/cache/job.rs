@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::Sink;
 use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, is_zero, may_pass};
 use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
@@ -13,7 +14,7 @@ use crate::{Error, Kind, Result};
 /// What a finished block takes beside its bytes: its entries in the cache, rounded up.
 const BLOCK_OVERHEAD: u64 = 512;
 /// Progress of a long pass is told this often.
-const TELL: Duration = Duration::from_millis(300);
+pub(super) const TELL: Duration = Duration::from_millis(300);
 
 /// One run of a decoder over one block: hands out memory and takes the decoded bytes in order.
 ///
@@ -317,6 +318,20 @@ impl<'a> Job<'a> {
         if served && error.kind() == Kind::Corrupt {
             self.shared.cx.observer.poisoned(&error);
         }
+    }
+}
+
+impl Sink for Job<'_> {
+    fn spare(&mut self) -> Result<&mut [u8]> {
+        Job::spare(self)
+    }
+
+    fn advance(&mut self, len: usize) -> Result<()> {
+        Job::advance(self, len)
+    }
+
+    fn beat(&self) -> Result<()> {
+        Job::beat(self)
     }
 }
 

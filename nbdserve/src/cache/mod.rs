@@ -8,6 +8,9 @@
 //! * one budget for decoded blocks and decoders of all layers ([`BlockCache`]);
 //! * blocks too large for that budget decoded once, into a temp file;
 //! * damage remembered: a block whose check failed gives the same error from then on.
+//!
+//! Where a block's length is not known before it was decoded, that is done at opening, into a temp
+//! file ([`Shelf`]).
 
 mod block;
 mod blocks;
@@ -18,9 +21,32 @@ mod pass;
 mod pool;
 mod streams;
 mod temp;
+mod whole;
 
 pub use blocks::{Blocks, Decode, Huge};
 pub use job::Job;
 pub use lru::BlockCache;
 pub use pool::{Pool, Priority, Work};
 pub(crate) use temp::TempFile;
+pub use whole::{Shelf, Stored, Whole};
+
+/// Takes decoded bytes in order, from a decoder that serves a [`Job`] and a [`Whole`] alike.
+pub trait Sink {
+    /// Where the next bytes go. Empty when no more are expected.
+    ///
+    /// # Errors
+    /// When the unit is being taken down.
+    fn spare(&mut self) -> crate::Result<&mut [u8]>;
+
+    /// `len` bytes of [`Self::spare`] were filled.
+    ///
+    /// # Errors
+    /// When they cannot be stored.
+    fn advance(&mut self, len: usize) -> crate::Result<()>;
+
+    /// A sign of life: input has come. To be called for each request to the volume below.
+    ///
+    /// # Errors
+    /// When the unit is being taken down.
+    fn beat(&self) -> crate::Result<()>;
+}

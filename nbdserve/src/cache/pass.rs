@@ -1,19 +1,21 @@
 //! Blocks too large for memory: decoded once, from the start, into a temp file, by threads of
 //! their own, since such a pass may take hours and the pool is for what is short.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::block::Block;
 use super::blocks::Shared;
 use super::temp::TempFile;
+use super::whole::Stored;
 use crate::{Error, Kind, Result};
 
 /// The huge blocks of a layer. They are never evicted; the temp file is given back with the layer.
 #[derive(Debug)]
 pub(super) struct Passes {
     temp: Option<Arc<TempFile>>,
+    given: HashSet<u64>,
     state: Mutex<State>,
 }
 
@@ -25,11 +27,25 @@ struct State {
 }
 
 impl Passes {
-    pub(super) fn new(temp: Option<Arc<TempFile>>) -> Self {
+    /// `stored` are complete already.
+    pub(super) fn new(temp: Option<Arc<TempFile>>, stored: HashMap<u64, Stored>) -> Self {
+        let given = stored.keys().copied().collect();
+        let blocks = stored
+            .into_iter()
+            .map(|(number, block)| (number, Arc::new(block.into_block())));
         Self {
             temp,
-            state: Mutex::default(),
+            given,
+            state: Mutex::new(State {
+                blocks: blocks.collect(),
+                ..State::default()
+            }),
         }
+    }
+
+    /// Whether a block was complete from the beginning.
+    pub(super) fn is_given(&self, number: u64) -> bool {
+        !self.given.is_empty() && self.given.contains(&number)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -47,9 +63,6 @@ impl Passes {
     /// # Errors
     /// When no thread can be had.
     pub(super) fn demand(&self, shared: &Arc<Shared>, number: u64, end: u64) -> Result<Arc<Block>> {
-        let Some(temp) = &self.temp else {
-            return Err(Error::new(Kind::Io, "there is no temp file"));
-        };
         let mut state = self.lock();
         let block = if let Some(block) = state.blocks.get(&number) {
             let block = Arc::clone(block);
@@ -58,6 +71,9 @@ impl Passes {
             }
             block
         } else {
+            let Some(temp) = &self.temp else {
+                return Err(Error::new(Kind::Io, "there is no temp file"));
+            };
             let base = shared.decode.offset(number);
             let len = shared.decode.len(number);
             let block = Arc::new(Block::in_file(len, Arc::clone(temp), base));

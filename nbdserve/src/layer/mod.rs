@@ -4,6 +4,8 @@
 //! precise error out) and `mod.rs` (its [`LayerType`] and its device).
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
+mod decoded;
+mod input;
 pub mod offset;
 pub mod partition;
 mod window;
@@ -15,6 +17,9 @@ use crate::{Cx, Result, Volume};
 
 /// Every layer that can be named or found by probing.
 pub static LAYERS: &[&LayerType] = &[&xz::XZ, &offset::OFFSET, &partition::PARTITION];
+
+/// Of the memory budget, the index of a layer takes at most one part in this many.
+const INDEX_PART: u64 = 8;
 
 /// What a layer is called, how it is recognised and how it is opened.
 #[derive(Debug)]

@@ -220,7 +220,8 @@ enum Found {
 
 /// The way from the source to the innermost volume so far.
 struct Walk<'a> {
-    cx: &'a Cx,
+    /// With the place of `volume`.
+    cx: Cx,
     name: &'a str,
     volume: Volume,
     chain: Vec<Volume>,
@@ -231,9 +232,9 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(source: Volume, name: &'a str, cx: &'a Cx) -> Self {
+    fn new(source: Volume, name: &'a str, cx: &Cx) -> Self {
         Self {
-            cx,
+            cx: cx.clone(),
             name,
             source_range: Some(ByteRange::between(0, source.size())),
             chain: vec![source.clone()],
@@ -257,7 +258,7 @@ impl<'a> Walk<'a> {
             return Err(Error::new(Kind::Limit, what)
                 .hint("--layer NAME... --layer raw opens the outer ones only"));
         }
-        let volume = (layer.open)(&self.volume, spec.args(), self.cx)
+        let volume = (layer.open)(&self.volume, spec.args(), &self.cx)
             .map_err(|error| error.in_layer(layer.name))?;
         self.source_range = match self.source_range {
             Some(outer) => plain_range(layer, &spec, &self.volume, volume.size())?
@@ -268,6 +269,8 @@ impl<'a> Walk<'a> {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
+        let place = self.cx.place.take();
+        self.cx.place = place.map(|place| place.inside(&spec.to_string()));
         self.chain.push(volume.clone());
         self.volume = volume;
         self.steps.push(Step {

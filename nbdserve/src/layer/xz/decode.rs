@@ -2,13 +2,13 @@
 
 use super::index::{Block, Index};
 use crate::cache::{Decode, Job};
+use crate::layer::decoded::Layout;
+use crate::layer::input::Input;
 use crate::sys::lzma::{BlockDecoder, BlockHeader, Failure};
-use crate::{ByteRange, Error, Kind, Result, Volume};
+use crate::{Error, Kind, Result, Volume};
 
 /// Compressed bytes per request to the volume below.
 const INPUT: u64 = 1 << 20;
-/// The volume below is told of this much in advance.
-const AHEAD: u64 = 4 << 20;
 /// What a decoder takes beside what liblzma states: its own bookkeeping, the Block Header.
 const OVERHEAD: u64 = 64 << 10;
 
@@ -28,10 +28,6 @@ impl XzBlocks {
         &self.index
     }
 
-    pub(super) fn below(&self) -> &Volume {
-        &self.below
-    }
-
     fn block(&self, number: u64) -> Option<Block> {
         self.index.block(usize::try_from(number).ok()?)
     }
@@ -43,10 +39,9 @@ impl XzBlocks {
     pub(super) fn decoder_memory(&self, number: u64) -> Result<u64> {
         let block = self.existing(number)?;
         let len = block.total().min(u64::from(BlockHeader::MAX));
-        let end = block.at.saturating_add(block.total());
         // All of it will be read: over a network, one request in place of several.
-        self.below.will_need(ByteRange::between(block.at, end));
-        let mut input = Input::new(&self.below, block);
+        self.below.will_need(block.range());
+        let mut input = Input::new(&self.below, block.range());
         input.read(len)?;
         self.header(number, block, input.bytes())
             .map(|(_, _, memory)| memory)
@@ -98,7 +93,7 @@ impl XzBlocks {
         } else {
             format!(
                 "{name}: cannot be decoded beyond byte {out} of it, near {} in the file",
-                input.at
+                input.at()
             )
         };
         Error::new(kind(failure), what).caused_by(failure)
@@ -139,10 +134,9 @@ impl Decode for XzBlocks {
 
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {
         let block = self.existing(number)?;
-        let end = block.at.saturating_add(block.total());
         // All of it will be read: over a network, one request in place of several.
-        self.below.will_need(ByteRange::between(block.at, end));
-        let mut input = Input::new(&self.below, block);
+        self.below.will_need(block.range());
+        let mut input = Input::new(&self.below, block.range());
         input.read(INPUT)?;
         job.beat()?;
         let (header, header_size, memory) = self.header(number, block, input.bytes())?;
@@ -183,55 +177,24 @@ impl Decode for XzBlocks {
     }
 }
 
-/// The compressed bytes of a block, read in large pieces.
-struct Input<'a> {
-    below: &'a Volume,
-    /// Where the next byte to consume lies in the file.
-    at: u64,
-    /// Where the block ends in the file.
-    end: u64,
-    buf: Vec<u8>,
-    consumed: usize,
-}
-
-impl<'a> Input<'a> {
-    fn new(below: &'a Volume, block: Block) -> Self {
-        Self {
-            below,
-            at: block.at,
-            end: block.at.saturating_add(block.total()),
-            buf: Vec::new(),
-            consumed: 0,
-        }
+impl Layout for XzBlocks {
+    fn below(&self) -> &Volume {
+        &self.below
     }
 
-    /// Reads up to `len` further bytes, after all that were read have been consumed.
-    fn read(&mut self, len: u64) -> Result<()> {
-        let len = len.min(self.end.saturating_sub(self.at));
-        self.buf.resize(usize::try_from(len).unwrap_or(0), 0);
-        self.consumed = 0;
-        self.below.read_at(&mut self.buf, self.at)?;
-        let after = self.at.saturating_add(len);
-        let ahead = ByteRange::between(after, after.saturating_add(AHEAD).min(self.end));
-        if !ahead.is_empty() {
-            self.below.will_need(ahead);
-        }
-        Ok(())
+    fn size(&self) -> u64 {
+        self.index.size()
     }
 
-    fn bytes(&self) -> &[u8] {
-        self.buf.get(self.consumed..).unwrap_or(&[])
+    fn count(&self) -> u64 {
+        u64::try_from(self.index.count()).unwrap_or(u64::MAX)
     }
 
-    fn consume(&mut self, len: usize) {
-        self.consumed = self.consumed.saturating_add(len);
-        self.at = self
-            .at
-            .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+    fn find(&self, offset: u64) -> u64 {
+        u64::try_from(self.index.find(offset)).unwrap_or(u64::MAX)
     }
 
-    /// Whether no byte is left, neither here nor below.
-    fn is_at_end(&self) -> bool {
-        self.at >= self.end
+    fn encoded(&self, number: u64) -> u64 {
+        self.block(number).map_or(0, |block| block.unpadded)
     }
 }

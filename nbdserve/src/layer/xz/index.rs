@@ -2,7 +2,7 @@
 
 use super::header::{self, IndexParser, Record, STREAM_HEADER_SIZE, StreamFlags};
 use crate::cx::Cancel;
-use crate::{Error, Kind, Result, Volume};
+use crate::{ByteRange, Error, Kind, Result, Volume};
 
 /// First request for the end of a stream: most often all that is needed.
 const WINDOW_FIRST: u64 = 64 << 10;
@@ -32,6 +32,11 @@ impl Block {
     /// Bytes of the block in the file, padding included.
     pub(super) fn total(&self) -> u64 {
         self.unpadded.next_multiple_of(4)
+    }
+
+    /// Where they lie.
+    pub(super) fn range(&self) -> ByteRange {
+        ByteRange::between(self.at, self.at.saturating_add(self.total()))
     }
 }
 
@@ -157,11 +162,6 @@ impl Index {
             unpadded: entry.unpadded,
             check: stream.check,
         })
-    }
-
-    /// All blocks.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
-        (0..self.count()).filter_map(|number| self.block(number))
     }
 
     /// The number of the block that holds the byte `offset`, which must be less than

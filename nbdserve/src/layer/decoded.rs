@@ -1,0 +1,233 @@
+//! What all formats that are cut into blocks have in common: a device that knows where its blocks
+//! lie, has them decoded when they are read or about to be, and passes on which are zero.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::cache::{Blocks, Decode, Huge, Stored};
+use crate::stats::BlockStats;
+use crate::{Access, ByteRange, Cx, Device, ExtentFlags, Extents, Geometry, Result, Volume};
+
+/// An image up to this size is decoded as a whole in no time, so its access counts as random.
+const SMALL: u64 = 1 << 20;
+/// A first pass over fewer bytes than this is no worse than decoding a block.
+const SHORT_PASS: u64 = 64 << 20;
+/// A block that shrank by this much is a candidate for being all zero.
+const ZERO_RATIO: u64 = 1000;
+/// Most candidates that one question for extents decodes.
+const ZERO_TRIES: usize = 16;
+
+/// The blocks of an image, in order and without gaps: how one is decoded ([`Decode`]), and where
+/// they lie. A block should be worth the bookkeeping: formats with small ones take several as one.
+pub(super) trait Layout: Decode + 'static {
+    /// What is decoded.
+    fn below(&self) -> &Volume;
+
+    /// Decoded bytes of all blocks.
+    fn size(&self) -> u64;
+
+    /// How many blocks there are; they are numbered from zero.
+    fn count(&self) -> u64;
+
+    /// The block that holds the decoded byte at `offset`, which is below [`Self::size`].
+    fn find(&self, offset: u64) -> u64;
+
+    /// Bytes that the block takes below.
+    fn encoded(&self, number: u64) -> u64;
+}
+
+/// A decoded image.
+#[derive(Debug)]
+pub(super) struct Decoded<L> {
+    name: &'static str,
+    layout: Arc<L>,
+    blocks: Blocks,
+    cx: Cx,
+    geometry: Geometry,
+    /// Decoded bytes of the longest block.
+    longest: u64,
+    /// Where the latest prefetch ended: a block number.
+    ahead: AtomicU64,
+}
+
+impl<L: Layout> Decoded<L> {
+    /// The image as a volume called `name`.
+    ///
+    /// # Errors
+    /// As [`Blocks::new`].
+    pub(super) fn volume(name: &'static str, layout: Arc<L>, cx: &Cx) -> Result<Volume> {
+        Self::volume_with(name, layout, HashMap::new(), cx)
+    }
+
+    /// As [`Self::volume`], where some blocks (by number) were decoded at opening.
+    ///
+    /// # Errors
+    /// As [`Blocks::new`].
+    pub(super) fn volume_with(
+        name: &'static str,
+        layout: Arc<L>,
+        stored: HashMap<u64, Stored>,
+        cx: &Cx,
+    ) -> Result<Volume> {
+        let mut longest = 0;
+        let mut huge = Huge::default();
+        for number in 0..layout.count() {
+            if stored.contains_key(&number) {
+                continue;
+            }
+            let len = layout.len(number);
+            longest = len.max(longest);
+            if Blocks::is_huge(len, cx) {
+                huge.encoded = huge.encoded.saturating_add(layout.encoded(number));
+                huge.decoded = huge.decoded.saturating_add(len);
+            }
+        }
+        let decode: Arc<L> = Arc::clone(&layout);
+        let blocks = Blocks::with_stored(name, decode, huge, stored, cx)?;
+        let mut geometry = Geometry::bytes(layout.size());
+        let own = if geometry.size <= SMALL {
+            Access::Random
+        } else if Blocks::is_huge(longest, cx) && longest >= SHORT_PASS {
+            Access::FirstPass
+        } else if longest == 0 {
+            // All of it is decoded already.
+            Access::Random
+        } else {
+            Access::Block(longest)
+        };
+        geometry.access = own.max(layout.below().geometry().access);
+        Ok(Volume::new(Self {
+            name,
+            layout,
+            blocks,
+            cx: cx.clone(),
+            geometry,
+            longest,
+            ahead: AtomicU64::new(u64::MAX),
+        }))
+    }
+
+    /// Where the decoded bytes of a block lie.
+    fn range(&self, number: u64) -> ByteRange {
+        let start = self.layout.offset(number);
+        ByteRange::between(start, start.saturating_add(self.layout.len(number)))
+    }
+
+    /// The blocks that hold `range`, from the first on.
+    fn covering(&self, range: ByteRange) -> impl Iterator<Item = (u64, ByteRange)> {
+        let first = self.layout.find(range.start());
+        (first..self.layout.count())
+            .map(|number| (number, self.range(number)))
+            .take_while(move |(_, block)| block.start() < range.end())
+            .filter(|(_, block)| !block.is_empty())
+    }
+
+    /// Begins to decode what this read needs and, when it belongs to a sequential stream, what
+    /// the next ones will.
+    fn begin(&self, range: ByteRange) {
+        let ahead = self.blocks.note_read(range, self.longest);
+        let mut needed = self.covering(range).map(|(number, _)| number);
+        let Some(first) = needed.next() else {
+            return;
+        };
+        let last = needed.last().unwrap_or(first);
+        if first == last && ahead == 0 {
+            return;
+        }
+        // Before the prefetches. The others of a long request come in the course of the read.
+        let window = self.blocks.window(self.longest);
+        for number in first..=last.min(first.saturating_add(window)) {
+            self.blocks.begin(number);
+        }
+        let next = last.saturating_add(1);
+        let end = next.saturating_add(ahead).min(self.layout.count());
+        // Streams that are interleaved take turns here and look again, which is cheap.
+        if ahead > 0 && self.ahead.swap(end, Ordering::Relaxed) != end {
+            for number in next..end {
+                self.blocks.prefetch(number);
+            }
+        }
+    }
+}
+
+impl<L: Layout> Device for Decoded<L> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
+        let range = ByteRange::between(offset, offset.saturating_add(len));
+        self.begin(range);
+        let mut rest = buf;
+        for (number, block) in self.covering(range) {
+            let part = block.intersect(range);
+            let skip = part.start().saturating_sub(block.start());
+            let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at_mut(len.min(rest.len()));
+            self.blocks.read(number, skip, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// What is decoded is known piece by piece. Of the rest, blocks that shrank so much that they
+    /// may be all zero are decoded, a few per question; the others count as data.
+    fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
+        let candidates: Vec<_> = self
+            .covering(range)
+            .filter(|(number, block)| {
+                block.len() / ZERO_RATIO >= self.layout.encoded(*number)
+                    && !self.blocks.is_begun(*number)
+            })
+            .filter(|(_, block)| !Blocks::is_huge(block.len(), &self.cx))
+            .take(ZERO_TRIES)
+            .map(|(number, _)| number)
+            .collect();
+        for number in &candidates {
+            self.blocks.begin(*number);
+        }
+        for (number, block) in self.covering(range) {
+            if candidates.contains(&number) && self.blocks.load(number).is_err() {
+                // Who reads it will be told why.
+                out.push_until(block.end(), ExtentFlags::DATA);
+            }
+            while !out.is_full() && out.next_offset() < block.end() {
+                let skip = out.next_offset().saturating_sub(block.start());
+                let until = range.end().saturating_sub(block.start());
+                let (end, zero) = self.blocks.known(number, skip, until);
+                let flags = if zero {
+                    ExtentFlags::ZERO
+                } else {
+                    ExtentFlags::DATA
+                };
+                out.push_until(block.start().saturating_add(end), flags);
+            }
+            if out.is_full() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn will_need(&self, range: ByteRange) {
+        let window = usize::try_from(self.blocks.window(self.longest)).unwrap_or(usize::MAX);
+        for (number, _) in self.covering(range).take(window) {
+            self.blocks.prefetch(number);
+        }
+    }
+
+    fn block_stats(&self) -> Option<BlockStats> {
+        Some(self.blocks.stats())
+    }
+
+    fn close(&self) -> Result<()> {
+        self.blocks.close();
+        self.layout.below().close()
+    }
+}

@@ -1,0 +1,72 @@
+//! Encoded bytes as a decoder wants them: in order, read ahead.
+
+use crate::{ByteRange, Result, Volume};
+
+/// The volume below is told of this much in advance.
+const AHEAD: u64 = 4 << 20;
+
+/// A range of encoded bytes, read in order and in large pieces.
+#[derive(Debug)]
+pub(super) struct Input<'a> {
+    below: &'a Volume,
+    /// Where the next byte to consume lies in the volume below.
+    at: u64,
+    /// Where the range ends there.
+    end: u64,
+    buf: Vec<u8>,
+    consumed: usize,
+}
+
+impl<'a> Input<'a> {
+    /// Nothing is read yet.
+    pub(super) fn new(below: &'a Volume, range: ByteRange) -> Self {
+        Self {
+            below,
+            at: range.start(),
+            end: range.end(),
+            buf: Vec::new(),
+            consumed: 0,
+        }
+    }
+
+    /// Where the next byte to consume lies in the volume below.
+    pub(super) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Reads up to `len` further bytes, after all that were read have been consumed; tells the
+    /// volume below of those that will follow.
+    ///
+    /// # Errors
+    /// What the volume below says.
+    pub(super) fn read(&mut self, len: u64) -> Result<()> {
+        let len = len.min(self.end.saturating_sub(self.at));
+        self.buf.resize(usize::try_from(len).unwrap_or(0), 0);
+        self.consumed = 0;
+        self.below.read_at(&mut self.buf, self.at)?;
+        let after = self.at.saturating_add(len);
+        let ahead = ByteRange::between(after, after.saturating_add(AHEAD).min(self.end));
+        if !ahead.is_empty() {
+            self.below.will_need(ahead);
+        }
+        Ok(())
+    }
+
+    /// What was read and not consumed.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buf.get(self.consumed..).unwrap_or(&[])
+    }
+
+    /// `len` of [`Self::bytes`] were used.
+    pub(super) fn consume(&mut self, len: usize) {
+        self.consumed = self.consumed.saturating_add(len);
+        self.at = self
+            .at
+            .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+    }
+
+    /// Whether no byte is left, neither here nor below.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.at >= self.end
+    }
+}
