@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -416,11 +417,20 @@ impl QemuNbd {
         let child = command.stderr(Stdio::inherit()).spawn().unwrap();
         let served = Self(child);
         let until = Instant::now() + Duration::from_secs(30);
-        // It listens after it has opened the image.
-        while !socket.exists() {
+        // It listens before it has opened the image, and answers after that.
+        let mut client = loop {
+            if let Ok(client) = UnixStream::connect(&socket) {
+                break client;
+            }
             assert!(Instant::now() < until, "qemu-nbd does not start");
             std::thread::sleep(Duration::from_millis(10));
-        }
+        };
+        client
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        let mut greeting = [0; 8];
+        client.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"NBDMAGIC");
         served
     }
 }
