@@ -111,7 +111,13 @@ fn capital(text: &str) -> String {
     let mut chars = text.chars();
     match chars.next() {
         // A name that is written small stays so.
-        Some(_) if text.starts_with("xz") => text.to_owned(),
+        Some(_)
+            if ["xz", "zstd", "lz4"]
+                .iter()
+                .any(|name| text.starts_with(name)) =>
+        {
+            text.to_owned()
+        }
         Some(first) => first.to_uppercase().chain(chars).collect(),
         None => String::new(),
     }

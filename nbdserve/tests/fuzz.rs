@@ -161,16 +161,78 @@ fn content() -> Vec<u8> {
 }
 
 fn xz(dir: &Path, content: &[u8], options: &[&str]) -> Vec<u8> {
+    compressed("xz", dir, content, options)
+}
+
+fn compressed(program: &str, dir: &Path, content: &[u8], options: &[&str]) -> Vec<u8> {
     let file = dir.join("content");
     fs::write(&file, content).unwrap();
-    let output = tools::command("xz")
+    let output = tools::command(program)
         .args(["-c", "-k"])
         .args(options)
         .arg(&file)
         .output();
     let output = output.unwrap();
-    assert!(output.status.success(), "xz {options:?}");
+    assert!(output.status.success(), "{program} {options:?}");
     output.stdout
+}
+
+/// .zst files of every sort that the tools make.
+fn zstd_files() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let make = |content: &[u8], options: &[&str]| {
+        let options = [&["-q"], options].concat();
+        compressed("zstd", dir.path(), content, &options)
+    };
+    let mut files = vec![
+        make(&content, &["-1"]),
+        make(&content, &["-19", "--no-check"]),
+        make(&content, &["-3", "--no-content-size"]),
+        make(&content, &["-1", "--no-content-size", "--zstd=wlog=12"]),
+        make(b"", &[]),
+        // Nothing but zeroes: the largest expansion; too long for the cache.
+        make(&vec![0; 6 << 20], &["-1"]),
+        make(&vec![0; 6 << 20], &["-1", "--no-content-size"]),
+    ];
+    // pzstd writes to its standard output only what it reads from a file.
+    files.push(compressed(
+        "pzstd",
+        dir.path(),
+        &content,
+        &["-q", "-1", "-p", "2"],
+    ));
+    let skipped = [0x55, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    let frames = [&files[0][..], &skipped, &files[3], &files[4]].concat();
+    files.push(frames.repeat(3));
+    files
+}
+
+#[test]
+fn zstd_open() {
+    fuzz("zstd_open", zstd_files);
+}
+
+#[test]
+fn zstd_seek_table() {
+    // How many frames of ten bytes there are, then an entry each.
+    let entry = |encoded: u32, len: u32| [encoded, len, 0].map(u32::to_le_bytes).concat();
+    let right = entry(10, 1000);
+    fuzz("zstd_seek_table", || {
+        vec![
+            [&[3][..], &right.repeat(3)].concat(),
+            [&[200][..], &right.repeat(200)].concat(),
+            [&[3][..], &entry(20, 2000), &right].concat(),
+            [
+                &[9][..],
+                &entry(u32::MAX, u32::MAX),
+                &entry(0, 0),
+                &entry(0, 1),
+            ]
+            .concat(),
+            [&[0][..], &entry(0, 0)].concat(),
+        ]
+    });
 }
 
 /// .xz files of every sort that the tool makes.

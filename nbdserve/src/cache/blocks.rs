@@ -195,12 +195,12 @@ impl Blocks {
             buf.fill(0);
             return Ok(());
         }
-        let block = self.wait(number, skip + buf.len() as u64)?;
+        let block = self.wait(number, skip + buf.len() as u64, true)?;
         block.copy(skip, buf)
     }
 
-    /// The block, decoded up to `end`.
-    fn wait(&self, number: u64, end: u64) -> Result<Arc<Block>> {
+    /// The block, decoded up to `end`; counted as a hit or a miss or not at all.
+    fn wait(&self, number: u64, end: u64, count: bool) -> Result<Arc<Block>> {
         let shared = &self.shared;
         let stop = || shared.check();
         let elsewhere = || shared.cx.cache.progress();
@@ -210,7 +210,7 @@ impl Blocks {
             limit: shared.cx.no_progress,
             verify: shared.cx.verify,
         };
-        let mut first = true;
+        let mut first = count;
         loop {
             stop()?;
             let block = shared.demand(number, end)?;
@@ -290,7 +290,18 @@ impl Blocks {
     /// As [`Self::read`].
     pub fn load(&self, number: u64) -> Result<()> {
         if !self.shared.is_zero(number) {
-            self.wait(number, self.shared.decode.len(number))?;
+            self.wait(number, self.shared.decode.len(number), true)?;
+        }
+        Ok(())
+    }
+
+    /// Decodes a block up to `end`, so that [`Self::known`] knows that much of it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn reach(&self, number: u64, end: u64) -> Result<()> {
+        if !self.shared.is_zero(number) {
+            self.wait(number, end, false)?;
         }
         Ok(())
     }

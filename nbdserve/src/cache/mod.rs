@@ -28,7 +28,7 @@ pub use job::Job;
 pub use lru::BlockCache;
 pub use pool::{Pool, Priority, Work};
 pub(crate) use temp::TempFile;
-pub use whole::{Shelf, Stored, Whole};
+pub use whole::{OpeningMemory, Shelf, Stored, Whole};
 
 /// Takes decoded bytes in order, from a decoder that serves a [`Job`] and a [`Whole`] alike.
 pub trait Sink {

@@ -42,22 +42,8 @@ impl Shelf {
     /// `Limit` when the decoder alone needs more than the whole budget, `TimedOut` when no memory
     /// comes back, or that the unit is being taken down.
     pub fn begin(&mut self, what: &str, decoder_bytes: u64, total: u64) -> Result<Whole<'_>> {
-        let cx = self.cx.clone();
-        Blocks::check_decoder_memory(what, decoder_bytes, &cx)?;
-        let bytes = decoder_bytes.saturating_add(PIECE_BYTES);
-        let since = Instant::now();
-        let memory = cx.cache.reserve(bytes, Class::Pass, || {
-            cx.cancel.check()?;
-            if since.elapsed() >= cx.no_progress {
-                let what = format!("no memory came back for {bytes} bytes");
-                return Err(
-                    Error::new(Kind::TimedOut, what).hint("give more with --cache-size=SIZE")
-                );
-            }
-            Ok(true)
-        })?;
-        // The wait above never gives up by itself.
-        let memory = memory.ok_or_else(|| Error::new(Kind::TimedOut, "no memory came back"))?;
+        let memory =
+            OpeningMemory::take(what, decoder_bytes.saturating_add(PIECE_BYTES), &self.cx)?;
         Ok(Whole {
             shelf: self,
             _memory: memory,
@@ -71,11 +57,43 @@ impl Shelf {
     }
 }
 
+/// Memory for a decoder that runs while a layer is opened, given back when dropped: on the thread that
+/// has taken it.
+#[derive(Debug)]
+pub struct OpeningMemory {
+    _memory: Reservation,
+}
+
+impl OpeningMemory {
+    /// Takes `bytes` for the decoder of what `what` describes, waiting until the budget has them.
+    ///
+    /// # Errors
+    /// `Limit` when the decoder alone needs more than the whole budget, `TimedOut` when no memory
+    /// comes back, or that the unit is being taken down.
+    pub fn take(what: &str, bytes: u64, cx: &Cx) -> Result<Self> {
+        Blocks::check_decoder_memory(what, bytes, cx)?;
+        let since = Instant::now();
+        let memory = cx.cache.reserve(bytes, Class::Pass, || {
+            cx.cancel.check()?;
+            if since.elapsed() >= cx.no_progress {
+                let what = format!("no memory came back for {bytes} bytes");
+                return Err(
+                    Error::new(Kind::TimedOut, what).hint("give more with --cache-size=SIZE")
+                );
+            }
+            Ok(true)
+        })?;
+        // The wait above never gives up by itself.
+        let memory = memory.ok_or_else(|| Error::new(Kind::TimedOut, "no memory came back"))?;
+        Ok(Self { _memory: memory })
+    }
+}
+
 /// The pass over one block of unknown length: takes the decoded bytes in order.
 #[derive(Debug)]
 pub struct Whole<'a> {
     shelf: &'a mut Shelf,
-    _memory: Reservation,
+    _memory: OpeningMemory,
     piece: Box<[u8]>,
     filled: usize,
     /// Bytes stored.

@@ -17,6 +17,9 @@ const SHORT_PASS: u64 = 64 << 20;
 const ZERO_RATIO: u64 = 1000;
 /// Most candidates that one question for extents decodes.
 const ZERO_TRIES: usize = 16;
+/// A block of the first pass that shrank by this much is worth waiting for: most of it may be zero,
+/// and who asks for holes is about to copy it.
+const SPARSE_RATIO: u64 = 8;
 
 /// The blocks of an image, in order and without gaps: how one is decoded ([`Decode`]), and where
 /// they lie. A block should be worth the bookkeeping: formats with small ones take several as one.
@@ -177,7 +180,9 @@ impl<L: Layout> Device for Decoded<L> {
     }
 
     /// What is decoded is known piece by piece. Of the rest, blocks that shrank so much that they
-    /// may be all zero are decoded, a few per question; the others count as data.
+    /// may be all zero are decoded, a few per question; the others count as data. A huge block that
+    /// shrank is decoded up to the first change from data to zero or back, which is what SEEK_HOLE and
+    /// SEEK_DATA want to know.
     fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
         let candidates: Vec<_> = self
             .covering(range)
@@ -197,8 +202,15 @@ impl<L: Layout> Device for Decoded<L> {
                 // Who reads it will be told why.
                 out.push_until(block.end(), ExtentFlags::DATA);
             }
+            let sparse = Blocks::is_huge(block.len(), &self.cx)
+                && block.len() / SPARSE_RATIO >= self.layout.encoded(number);
             while !out.is_full() && out.next_offset() < block.end() {
                 let skip = out.next_offset().saturating_sub(block.start());
+                let wait = sparse && out.runs().len() < 2;
+                if wait && self.blocks.reach(number, skip.saturating_add(1)).is_err() {
+                    out.push_until(block.end(), ExtentFlags::DATA);
+                    break;
+                }
                 let until = range.end().saturating_sub(block.start());
                 let (end, zero) = self.blocks.known(number, skip, until);
                 let flags = if zero {

@@ -44,12 +44,58 @@ impl<'a> Input<'a> {
         self.buf.resize(usize::try_from(len).unwrap_or(0), 0);
         self.consumed = 0;
         self.below.read_at(&mut self.buf, self.at)?;
-        let after = self.at.saturating_add(len);
+        self.announce(self.at.saturating_add(len));
+        Ok(())
+    }
+
+    /// Tells the volume below of what lies behind `after`.
+    fn announce(&self, after: u64) {
         let ahead = ByteRange::between(after, after.saturating_add(AHEAD).min(self.end));
         if !ahead.is_empty() {
             self.below.will_need(ahead);
         }
-        Ok(())
+    }
+
+    /// Sees to it that [`Self::bytes`] has `len` bytes, or all that are left; reads up to `step` at
+    /// once. True when that took a request.
+    ///
+    /// # Errors
+    /// What the volume below says.
+    pub(super) fn need(&mut self, len: u64, step: u64) -> Result<bool> {
+        let have = self.bytes().len();
+        let here = u64::try_from(have).unwrap_or(u64::MAX);
+        let left = self.end.saturating_sub(self.at);
+        if here >= len.min(left) {
+            return Ok(false);
+        }
+        self.buf.drain(..self.consumed.min(self.buf.len()));
+        self.consumed = 0;
+        let more = step
+            .max(len.saturating_sub(here))
+            .min(left.saturating_sub(here));
+        let total = usize::try_from(here.saturating_add(more)).unwrap_or(usize::MAX);
+        self.buf.resize(total, 0);
+        let from = self.at.saturating_add(here);
+        let new = self.buf.get_mut(have..).unwrap_or(&mut []);
+        let result = self.below.read_at(new, from);
+        if result.is_err() {
+            self.buf.truncate(have);
+        }
+        result?;
+        self.announce(from.saturating_add(more));
+        Ok(true)
+    }
+
+    /// Goes on `len` bytes further; false when the range ends before that.
+    pub(super) fn skip(&mut self, len: u64) -> bool {
+        let to = self.at.saturating_add(len);
+        if to > self.end {
+            return false;
+        }
+        let inside = usize::try_from(len).unwrap_or(usize::MAX);
+        self.consumed = self.consumed.saturating_add(inside).min(self.buf.len());
+        self.at = to;
+        true
     }
 
     /// What was read and not consumed.

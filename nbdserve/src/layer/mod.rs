@@ -8,15 +8,18 @@ mod decoded;
 mod input;
 pub mod offset;
 pub mod partition;
+mod scan;
+mod spans;
 mod window;
 pub mod xz;
+pub mod zstd;
 
 use std::collections::BTreeMap;
 
 use crate::{Cx, Result, Volume};
 
 /// Every layer that can be named or found by probing.
-pub static LAYERS: &[&LayerType] = &[&xz::XZ, &offset::OFFSET, &partition::PARTITION];
+pub static LAYERS: &[&LayerType] = &[&xz::XZ, &zstd::ZSTD, &offset::OFFSET, &partition::PARTITION];
 
 /// Of the memory budget, the index of a layer takes at most one part in this many.
 const INDEX_PART: u64 = 8;

@@ -1,7 +1,7 @@
 //! Formats with another image inside that no layer opens yet, so that the message can name them.
 
 use super::{Class, FIRST, Found, evidence};
-use crate::bytes::{has, le16, slice};
+use crate::bytes::{has, slice};
 use crate::layer::Sample;
 
 /// Name, position and bytes of those that a magic tells.
@@ -25,7 +25,6 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     // Compression.
     ("gzip", 0, &[0x1f, 0x8b, 0x08]),
     ("compress", 0, &[0x1f, 0x9d]),
-    ("zstd", 0, &[0x28, 0xb5, 0x2f, 0xfd]),
     ("lz4", 0, &[0x04, 0x22, 0x4d, 0x18]),
     ("lz4", 0, &[0x02, 0x21, 0x4c, 0x18]),
     ("lzip", 0, b"LZIP\x01"),
@@ -52,7 +51,6 @@ pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
     known
         .map(|(name, at, magic)| wrapper(name, magic, *at))
         .or_else(|| bzip2(head))
-        .or_else(|| zstd_skippable(head))
         .or_else(|| dmg(sample))
 }
 
@@ -70,13 +68,6 @@ fn bzip2(head: &[u8]) -> Option<Found> {
         && matches!(level, [b'1'..=b'9'])
         && (has(magic, 4, &block) || has(magic, 4, &end));
     found.then(|| wrapper("bzip2", magic, 0))
-}
-
-/// RFC 8878, 3.1.2: a frame to be skipped, as in the seekable format and in what pzstd makes.
-fn zstd_skippable(head: &[u8]) -> Option<Found> {
-    let magic = slice(head, 0, 4)?;
-    (le16(magic, 0)? & 0xfff0 == 0x2a50 && has(magic, 2, &[0x4d, 0x18]))
-        .then(|| wrapper("zstd", magic, 0))
 }
 
 /// Apple's disk images end with a trailer of 512 bytes.

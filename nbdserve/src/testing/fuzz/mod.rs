@@ -10,6 +10,7 @@ mod nbd;
 mod partition;
 mod plan;
 mod xz;
+mod zstd;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -61,6 +62,14 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "xz_index",
         run: xz::index,
+    },
+    Target {
+        name: "zstd_open",
+        run: zstd::open,
+    },
+    Target {
+        name: "zstd_seek_table",
+        run: zstd::seek_table,
     },
     Target {
         name: "gpt",

@@ -1,0 +1,198 @@
+//! What the zstd tests share: images, the tools `zstd` and `pzstd` as oracles, frames made by hand.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use nbdserve::layer::Args;
+use nbdserve::layer::zstd::ZSTD;
+use nbdserve::source::Memory;
+use nbdserve::store::{Place, Store};
+pub(crate) use nbdserve::testing::noise;
+use nbdserve::testing::tools::command;
+use nbdserve::{Cx, Kind, Result, Volume};
+
+pub(crate) const MIB: usize = 1 << 20;
+
+/// `PROGRAM ARGS < bytes`.
+fn filter(program: &str, bytes: &[u8], args: &[&str]) -> Vec<u8> {
+    let mut child = command(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(bytes).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    assert!(output.status.success(), "{program} {args:?}");
+    output.stdout
+}
+
+/// One frame that does not say its size.
+pub(crate) fn piped(bytes: &[u8], args: &[&str]) -> Vec<u8> {
+    filter("zstd", bytes, &[&["-q", "-c"], args].concat())
+}
+
+/// One frame that says its size.
+pub(crate) fn zstd(bytes: &[u8], args: &[&str]) -> Vec<u8> {
+    let size = format!("--stream-size={}", bytes.len());
+    piped(bytes, &[&[size.as_str()], args].concat())
+}
+
+/// What `pzstd` makes: frames that do not say their size, with notes before them.
+pub(crate) fn pzstd(bytes: &[u8], args: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("image");
+    std::fs::write(&file, bytes).unwrap();
+    let args = [&["-q", "-c"], args, &[file.to_str().unwrap()]].concat();
+    filter("pzstd", &[], &args)
+}
+
+/// What `zstd -dc` makes of a file.
+pub(crate) fn zstdcat(bytes: &[u8]) -> Vec<u8> {
+    filter("zstd", bytes, &["-q", "-dc", "--long=31"])
+}
+
+/// A skippable frame.
+pub(crate) fn skippable(variant: u8, content: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x50 | variant, 0x2a, 0x4d, 0x18];
+    frame.extend((content.len() as u32).to_le_bytes());
+    frame.extend(content);
+    frame
+}
+
+/// A block as it stands in a frame.
+pub(crate) fn block(kind: u32, size: u32, last: bool, content: &[u8]) -> Vec<u8> {
+    let header = (size << 3 | kind << 1 | u32::from(last)).to_le_bytes();
+    [&header[..3], content].concat()
+}
+
+/// A frame with a window of 128 KiB, this Frame_Content_Size and these blocks; no checksum.
+pub(crate) fn frame(content: Option<u64>, blocks: &[Vec<u8>]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd];
+    frame.push(if content.is_some() { 0xc0 } else { 0 });
+    frame.push(7 << 3);
+    if let Some(content) = content {
+        frame.extend(content.to_le_bytes());
+    }
+    frame.extend(blocks.concat());
+    frame
+}
+
+/// Frames of `step` bytes each with a seek table at the end (contrib/seekable_format).
+pub(crate) fn seekable(bytes: &[u8], step: usize, checks: bool) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut entries = Vec::new();
+    for part in bytes.chunks(step) {
+        let frame = piped(part, &["-1", "--no-check"]);
+        let sum = xxh64(part);
+        entries.push((frame.len() as u32, part.len() as u32, checks.then_some(sum)));
+        file.extend(frame);
+    }
+    file.extend(seek_table(&entries));
+    file
+}
+
+/// The lower half of XXH64.
+pub(crate) fn xxh64(bytes: &[u8]) -> u32 {
+    twox_hash::XxHash64::oneshot(0, bytes) as u32
+}
+
+/// A seek table with these entries.
+pub(crate) fn seek_table(entries: &[(u32, u32, Option<u32>)]) -> Vec<u8> {
+    let mut content = Vec::new();
+    for (encoded, len, sum) in entries {
+        content.extend(encoded.to_le_bytes());
+        content.extend(len.to_le_bytes());
+        if let Some(sum) = sum {
+            content.extend(sum.to_le_bytes());
+        }
+    }
+    content.extend((entries.len() as u32).to_le_bytes());
+    let checks = entries.iter().any(|(_, _, sum)| sum.is_some());
+    content.push(u8::from(checks) << 7);
+    content.extend(0x8f92_eab1_u32.to_le_bytes());
+    skippable(0xe, &content)
+}
+
+/// Like a disk image: text, noise and long runs of zeroes.
+pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 100_000);
+    let mut part = seed;
+    while bytes.len() < len {
+        part += 1;
+        match part % 4 {
+            0 => bytes.extend(noise(40_000, part)),
+            1 => bytes.extend(vec![0; 700_000]),
+            _ => {
+                for line in 0..2000 {
+                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
+                }
+            }
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+pub(crate) fn open_with(below: &Volume, walk: bool, cx: &Cx) -> Result<Volume> {
+    let mut args = Args::new();
+    if walk {
+        args.insert("walk".to_owned(), "yes".to_owned());
+    }
+    (ZSTD.open)(below, &args, cx).map_err(|error| error.in_layer("zstd"))
+}
+
+pub(crate) fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
+    open_with(below, false, cx)
+}
+
+pub(crate) fn open(file: Vec<u8>, cx: &Cx) -> Result<Volume> {
+    open_on(&Memory::volume(file), cx)
+}
+
+pub(crate) fn kind_of_open(file: Vec<u8>, cx: &Cx) -> Option<Kind> {
+    open(file, cx).err().map(|error| error.kind())
+}
+
+/// A context with a budget that holds all blocks of small tests.
+pub(crate) fn roomy() -> Cx {
+    Cx::new(256 << 20)
+}
+
+/// Blocks of more than 2 MiB go to the temp file.
+pub(crate) fn tight() -> Cx {
+    Cx::new(8 << 20)
+}
+
+/// With a place in `folder` for what is learnt about the one image there is.
+pub(crate) fn keeping(mut cx: Cx, folder: &Path) -> Cx {
+    cx.place = Some(Place::new(Store::open(folder).unwrap(), "the image"));
+    cx
+}
+
+/// All of the image, read in pieces that fit nothing.
+pub(crate) fn try_read_all(volume: &Volume) -> Result<Vec<u8>> {
+    let mut all = vec![0; volume.size() as usize];
+    for (number, part) in all.chunks_mut(300_007).enumerate() {
+        volume.read_at(part, (number * 300_007) as u64)?;
+    }
+    Ok(all)
+}
+
+/// The layer must read a file as `bytes`, and so must the tool.
+pub(crate) fn assert_reads_back(bytes: &[u8], file: &[u8]) {
+    assert!(zstdcat(file) == bytes, "the tool reads other bytes");
+    for cx in [roomy(), tight()] {
+        for walk in [false, true] {
+            let below = Memory::volume(file.to_vec());
+            let volume = open_with(&below, walk, &cx).unwrap();
+            assert_eq!(volume.size(), bytes.len() as u64);
+            assert!(try_read_all(&volume).unwrap() == bytes, "other bytes");
+        }
+    }
+}
