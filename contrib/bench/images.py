@@ -4,6 +4,8 @@ import functools
 import os
 import shutil
 import stat
+import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from processes import run
@@ -16,14 +18,24 @@ TREE_BYTES = 1024 * MIB
 PARTITION_AT = MIB
 SLACK = 192 * MIB
 TAIL = MIB
+# The same for the small disk: 256 MiB in all.
+SMALL_TREE_BYTES = 192 * MIB
+SMALL_SLACK = 62 * MIB
 # What each thread of `xz -T0` compresses on its own.
 BLOCK = "16MiB"
+# The frames of the zstd image with a table at its end.
+FRAME = 4 * MIB
+# Those of pzstd -3: four of its windows.
+PZSTD_FRAME = 8 * MIB
+# The table: zstd's "seekable format", version 0.1.0.
+SKIPPABLE, SEEKABLE = 0x184D2A5E, 0x8F92EAB1
 # Changed when an image is made in another way: then those of earlier runs are of no use.
 RECIPE = "2"
 
 
 class Images:
-    """The same disk three times, each made when it is first asked for. All are readable by everybody."""
+    """The same disk in many wrappings, each made when it is first asked for, and a small one. All are
+    readable by everybody."""
 
     def __init__(self, cache: Path, say) -> None:
         self._cache, self._say = cache, say
@@ -40,7 +52,7 @@ class Images:
     def raw(self) -> Path:
         """As it is."""
         tree = self._cache / "tree"
-        return self._made("disk.raw", f"from files of {', '.join(SOURCES)}", lambda part: _disk(part, tree))
+        return self._made("disk.raw", f"from files of {', '.join(SOURCES)}", lambda part: _disk(part, tree, TREE_BYTES, SLACK))
 
     @functools.cached_property
     def multi(self) -> Path:
@@ -52,12 +64,77 @@ class Images:
         """In one block."""
         return self._compressed("disk.single.raw.xz", "-T1")
 
-    def _compressed(self, name: str, *options: str) -> Path:
-        def compress(part: Path) -> None:
-            with part.open("wb") as out:
-                run(["xz", *options, "-c", str(self.raw)], stdout=out)
+    @functools.cached_property
+    def gz(self) -> Path:
+        """By gzip, in one member."""
+        return self._filtered("disk.raw.gz", self.raw, "gzip", "-6", "-c")
 
-        return self._made(name, f"with xz {' '.join(options)}, takes minutes", compress)
+    @functools.cached_property
+    def zst(self) -> Path:
+        """By zstd, in one frame that states its size."""
+        return self._filtered("disk.single.raw.zst", self.raw, "zstd", "-3", "-T0", "-q", "-c")
+
+    @functools.cached_property
+    def pzst(self) -> Path:
+        """By pzstd: many frames that do not state their sizes."""
+        return self._filtered("disk.multi.raw.zst", self.raw, "pzstd", "-3", "-q", "-c")
+
+    @functools.cached_property
+    def seekable(self) -> Path:
+        """By zstd, in frames of 4 MiB with a table of them at the end."""
+
+        def make(part: Path) -> None:
+            with part.open("wb") as out:
+                run(["split", f"--bytes={FRAME}", "--filter=zstd -3 -q -c", str(self.raw)], stdout=out)
+            _add_seek_table(part, self.raw.stat().st_size)
+
+        return self._made("disk.seekable.raw.zst", "with zstd -3, frame by frame", make)
+
+    @functools.cached_property
+    def tar_xz(self) -> Path:
+        """In a tar, in xz blocks of 16 MiB."""
+        pack = 'tar -C "$1" -cf - "$2" | xz -T0 --block-size="$3" -c'
+
+        def make(part: Path) -> None:
+            with part.open("wb") as out:
+                run(["bash", "-o", "pipefail", "-c", pack, "bash", str(self._cache), self.raw.name, BLOCK], stdout=out)
+
+        return self._made("disk.tar.xz", "with tar and xz -T0, takes minutes", make)
+
+    @functools.cached_property
+    def small(self) -> Path:
+        """Another disk, of 256 MiB: for what is slow."""
+        tree = self._cache / "tree.small"
+        make = lambda part: _disk(part, tree, SMALL_TREE_BYTES, SMALL_SLACK)
+        return self._made("disk.small.raw", f"from files of {', '.join(SOURCES)}", make)
+
+    @functools.cached_property
+    def small_gz(self) -> Path:
+        """That one by gzip."""
+        return self._filtered("disk.small.raw.gz", self.small, "gzip", "-6", "-c")
+
+    @functools.cached_property
+    def small_bz2(self) -> Path:
+        """By bzip2, in one stream."""
+        return self._filtered("disk.small.raw.bz2", self.small, "bzip2", "-9", "-c")
+
+    @functools.cached_property
+    def small_tar(self) -> Path:
+        """In a tar."""
+        pack = lambda part: run(["tar", "-C", str(self._cache), "-cf", str(part), self.small.name])
+        return self._made("disk.small.tar", "with tar", pack)
+
+    def _compressed(self, name: str, *options: str) -> Path:
+        return self._filtered(name, self.raw, "xz", *options, "-c", takes=", takes minutes")
+
+    def _filtered(self, name: str, source: Path, *command: str, takes: str = "") -> Path:
+        """What `command` makes of `source`."""
+
+        def make(part: Path) -> None:
+            with part.open("wb") as out:
+                run([*command, str(source)], stdout=out)
+
+        return self._made(name, f"with {' '.join(command)}{takes}", make)
 
     def _made(self, name: str, how: str, make) -> Path:
         """A file that appears complete or not at all."""
@@ -76,12 +153,12 @@ class Images:
         return path
 
 
-def _disk(part: Path, tree: Path) -> None:
-    """A GPT with one ext4 that holds the tree."""
+def _disk(part: Path, tree: Path, tree_bytes: int, slack: int) -> None:
+    """A GPT with one ext4 that holds a tree of that many bytes."""
     shutil.rmtree(tree, ignore_errors=True)
     try:
-        _copy_tree(tree)
-        size = TREE_BYTES + SLACK
+        _copy_tree(tree, tree_bytes)
+        size = tree_bytes + slack
         with part.open("wb") as disk:
             disk.truncate(PARTITION_AT + size + TAIL)
         # 8304: "Linux root (x86-64)".
@@ -92,9 +169,8 @@ def _disk(part: Path, tree: Path) -> None:
         shutil.rmtree(tree, ignore_errors=True)
 
 
-def _copy_tree(tree: Path) -> None:
-    """Copies regular files, directories and symbolic links until there is enough of them."""
-    left = TREE_BYTES
+def _copy_tree(tree: Path, left: int) -> None:
+    """Copies regular files, directories and symbolic links until there are that many bytes of them."""
     for source in SOURCES:
         for folder, folders, files in os.walk(source):
             folders.sort()
@@ -114,3 +190,49 @@ def _copy_tree(tree: Path) -> None:
                 if stat.S_ISREG(info.st_mode):
                     # The ordinary user's rows read everything with every contender.
                     (target / name).chmod(0o644)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a zstd frame lies."""
+
+    start: int
+    packed: int
+
+
+def zstd_frames(image: Path) -> list[Frame]:
+    """All frames of an image, by their blocks' headers; RFC 8878, section 3.1. Skippable ones are left out."""
+    frames = []
+    with image.open("rb") as file:
+        end = image.stat().st_size
+        at = 0
+        while at < end:
+            start = at
+            file.seek(at)
+            magic, descriptor = struct.unpack("<IB", file.read(5))
+            if magic >> 4 == SKIPPABLE >> 4:
+                file.seek(at + 4)
+                at += 8 + struct.unpack("<I", file.read(4))[0]
+                continue
+            single = descriptor >> 5 & 1
+            at += 5 + (not single) + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]
+            last = False
+            while not last:
+                file.seek(at)
+                header = int.from_bytes(file.read(3), "little")
+                last = bool(header & 1)
+                # A block of one repeated byte holds that one.
+                at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
+            at += 4 * (descriptor >> 2 & 1)
+            frames.append(Frame(start, at - start))
+    return frames
+
+
+def _add_seek_table(image: Path, size: int) -> None:
+    """Appends the seek table of frames that each hold FRAME bytes of `size`."""
+    frames = zstd_frames(image)
+    lengths = [min(FRAME, size - start) for start in range(0, size, FRAME)]
+    entries = b"".join(struct.pack("<II", frame.packed, length) for frame, length in zip(frames, lengths, strict=True))
+    footer = struct.pack("<IBI", len(frames), 0, SEEKABLE)
+    with image.open("ab") as out:
+        out.write(struct.pack("<II", SKIPPABLE, len(entries) + len(footer)) + entries + footer)

@@ -25,9 +25,12 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def as_user(command: list[str], home: Path) -> list[str]:
-    """`command` as a user without rights, who has a home and a runtime folder."""
-    env = ["env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}", f"TMPDIR={home}"]
+def as_user(command: list[str], home: Path, kept: Path | None = None) -> list[str]:
+    """`command` as a user without rights, who has a home and a runtime folder; what it keeps goes to
+    `kept`."""
+    env = ["env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}", f"TMPDIR={kept or home}"]
+    if kept is not None:
+        env.append(f"XDG_CACHE_HOME={kept}")
     group = pwd.getpwnam(USER).pw_gid
     return ["setpriv", f"--reuid={USER}", f"--regid={group}", "--clear-groups", *env, *command]
 
@@ -164,6 +167,25 @@ def memory(pids: list[int], field: str) -> int:
                 if line.startswith(field + ":"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def files_in(folder: Path) -> int:
+    """What the files in a folder take on disk, in bytes."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def unlinked(pids: list[int]) -> int:
+    """What files without a name that these processes hold open take on disk, in bytes."""
+    sizes = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for entry in Path("/proc", str(pid), "fd").iterdir():
+                name = os.readlink(entry)
+                # Other names without a slash and memfd are no disk.
+                if name.startswith("/") and name.endswith(" (deleted)") and not name.startswith(("/memfd:", "/dev/")):
+                    info = entry.stat()
+                    sizes[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(sizes.values())
 
 
 def end_gracefully_on_signals() -> None:

@@ -1,46 +1,47 @@
 """The rows of the benchmark and what each must reach."""
 
-import contextlib
 import json
-import os
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import processes
-from images import MIB, Images
+from images import MIB
 from measure import Goal, Row
+from packed import Packed
+from peers import Peers
 from processes import run
 from remote import Remote
-from stacks import LONGEST_BLOCK, Bench
-
-# One digest of everything in the tree $1: names, types, modes, link targets, contents. lost+found is
-# root's alone, and empty.
-TREE_DIGEST = """
-cd "$1" && {
-    find . -path ./lost+found -prune -o -printf '%p %y %m %l\\n' | LC_ALL=C sort
-    find . -path ./lost+found -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum --
-} | sha256sum
-"""
-# The decoded blocks that row (f) allows, in bytes.
-CACHE = 256 * MIB
-OURS = "loopmount"
+from remote_packed import RemotePacked
+from stacks import LONGEST_BLOCK
+from uses import CACHE, MOST_MEMORY, OURS, Uses, warm
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Uses):
     """Makes the rows for some images."""
 
-    bench: Bench
-    images: Images
     # Seconds of each fio run.
     fio_runtime: int
 
     def all(self) -> dict[str, Callable[[], list[Row]]]:
         """By letter."""
-        return {"a": self.sequential, "b": self.trees, "c": self.random, "d": self.start, "e": Remote(self.bench, self.images).rows, "f": self.memory}
+        remote = Remote(self.bench, self.images)
+        packed, peers = Packed(self.bench, self.images), Peers(self.bench, self.images)
+        return {
+            "a": self.sequential,
+            "b": self.trees,
+            "c": self.random,
+            "d": self.start,
+            "e": remote.rows,
+            "f": self.memory,
+            "g": packed.sequential,
+            "h": packed.random,
+            "i": packed.again,
+            "j": RemotePacked(remote).rows,
+            "k": peers.rows,
+            "l": packed.memory,
+        }
 
     # ---- (a) the whole disk in order
 
@@ -196,7 +197,6 @@ class Rows:
                 lambda: self.bench.nbdkit_tree(["file", multi], True, "xz"), "VmHWM", self._tar
             ),
         }
-        most = (CACHE + 64 * MIB) / MIB
         both = lambda m: max(m[OURS], m["loopmount --fuse"])
         return [
             Row(
@@ -211,44 +211,11 @@ class Rows:
                 f"peak RSS of reading everything, cache of {CACHE // MIB} MiB",
                 "MiB",
                 peak,
-                goals=(Goal(f"at most {most:.0f} MiB", both, most, at_least=False),),
+                goals=(Goal(f"at most {MOST_MEMORY} MiB", both, MOST_MEMORY, at_least=False),),
             ),
         ]
 
-    def _memory(self, stack, what: str, use) -> float:
-        """The sum over the processes behind a mount, in MiB."""
-        before = set(processes.descendants())
-        with stack() as target:
-            behind = [pid for pid in processes.descendants() if pid not in before]
-            if use is not None:
-                use(target, True)
-            return processes.memory(behind, what) / MIB
-
-    # ---- how things are measured
-
-    def _timed(self, stack, use, user: bool, cold: bool = False) -> Callable[[], float]:
-        """Seconds of `use` of a fresh mount."""
-
-        def measure() -> float:
-            if cold:
-                drop_caches()
-            with stack() as target:
-                return self._seconds(lambda: use(target, user))
-
-        return measure
-
-    def _until_ls(self, stack, user: bool) -> Callable[[], float]:
-        def measure() -> float:
-            with contextlib.ExitStack() as mounted:
-                return self._seconds(lambda: run(self.bench.command(["ls", str(mounted.enter_context(stack()))], user)))
-
-        return measure
-
-    @staticmethod
-    def _seconds(use) -> float:
-        begin = time.monotonic()
-        use()
-        return time.monotonic() - begin
+    # ---- how (c) is measured
 
     def _fio(self, stack, jobs: int, user: bool) -> Callable[[], float]:
         """Reads per second."""
@@ -266,41 +233,3 @@ class Rows:
                 return json.loads(out)["jobs"][0]["read"]["iops"]
 
         return measure
-
-    def _read_all(self, target: Path, user: bool) -> None:
-        run(self.bench.command(["dd", f"if={target}", "of=/dev/null", "bs=1M", "status=none"], user))
-
-    def _tar(self, target: Path, user: bool) -> None:
-        # Into a pipe: tar notices /dev/null and leaves the contents out.
-        pipe = 'tar -C "$1" --exclude=./lost+found -cf - . | cat > /dev/null'
-        run(self.bench.command(["bash", "-o", "pipefail", "-c", pipe, "bash", str(target)], user))
-
-    def _digest_of_file(self, stack, user: bool) -> Callable[[], str]:
-        def check() -> str:
-            with stack() as target:
-                return self._output(self.bench.command(["sha256sum", str(target)], user))
-
-        return check
-
-    def _digest_of_tree(self, stack, user: bool) -> Callable[[], str]:
-        def check() -> str:
-            with stack() as target:
-                return self._output(self.bench.command(["bash", "-o", "pipefail", "-c", TREE_DIGEST, "bash", str(target)], user))
-
-        return check
-
-    @staticmethod
-    def _output(command: list[str]) -> str:
-        """The first word that `command` prints."""
-        return run(command).split()[0]
-
-
-def drop_caches() -> None:
-    """Nothing of any file stays in memory."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-def warm(path: Path) -> None:
-    """All of a file is in the page cache."""
-    run(["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"])

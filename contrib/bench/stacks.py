@@ -1,9 +1,11 @@
 """The contenders: each way to make an image readable, as a block that takes it down again."""
 
 import contextlib
+import functools
 import itertools
 import os
 import pwd
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ class Bench:
 
     loopmount: str
     work: Path
+    ratarmount: str
 
     def place(self, user: bool) -> Path:
         """A new empty folder that belongs to who will use it."""
@@ -31,9 +34,20 @@ class Bench:
             os.chown(place, *_ids())
         return place
 
-    def command(self, command: list[str], user: bool) -> list[str]:
-        """`command` as root or as the ordinary user."""
-        return processes.as_user(command, self.home()) if user else command
+    @contextlib.contextmanager
+    def kept(self, user: bool):
+        """A folder for what a contender keeps of an image, which goes with all that is in it."""
+        kept = self.place(user)
+        try:
+            yield kept
+        finally:
+            shutil.rmtree(kept, ignore_errors=True)
+
+    def command(self, command: list[str], user: bool, kept: Path | None = None) -> list[str]:
+        """`command` as root or as the ordinary user, with its cache in `kept`; a user's temporary files too."""
+        if user:
+            return processes.as_user(command, self.home(), kept)
+        return command if kept is None else ["env", f"XDG_CACHE_HOME={kept}", *command]
 
     def home(self) -> Path:
         """The ordinary user's."""
@@ -44,25 +58,27 @@ class Bench:
         return home
 
     @contextlib.contextmanager
-    def loopmount_tree(self, image: str, user: bool, *options: str):
-        """`loopmount IMAGE DIR`."""
-        yield from self._loopmount(image, self.place(user), user, *options)
+    def loopmount_tree(self, image: str, user: bool, *options: str, kept: Path | None = None):
+        """`loopmount IMAGE DIR`, with the cache in `kept`; else nothing is known of the image."""
+        yield from self._loopmount(image, self.place(user), user, kept, *options)
 
     @contextlib.contextmanager
-    def loopmount_file(self, image: str, user: bool, *options: str):
+    def loopmount_file(self, image: str, user: bool, *options: str, kept: Path | None = None):
         """`loopmount --fuse IMAGE FILE`."""
-        yield from self._loopmount(image, self.place(user) / "disk", user, "--fuse", *options)
+        yield from self._loopmount(image, self.place(user) / "disk", user, kept, "--fuse", *options)
 
-    def _loopmount(self, image: str, target: Path, user: bool, *options: str):
-        run(self.command([self.loopmount, *options, image, str(target)], user))
-        try:
-            yield target
-        finally:
-            unmount(self.command([self.loopmount, "-u", str(target)], user))
-            processes.reap()
+    def _loopmount(self, image: str, target: Path, user: bool, kept: Path | None, *options: str):
+        with contextlib.ExitStack() as undo:
+            kept = kept or undo.enter_context(self.kept(user))
+            run(self.command([self.loopmount, *options, image, str(target)], user, kept))
+            try:
+                yield target
+            finally:
+                unmount(self.command([self.loopmount, "-u", str(target)], user))
+                processes.reap()
 
     @contextlib.contextmanager
-    def nbdkit_file(self, source: list[str], user: bool, *filters: str):
+    def nbdkit_file(self, source: list[str], user: bool, *filters: str, kept: Path | None = None):
         """`nbdkit PLUGIN ...` shown as a file by nbdfuse; a filter is its name, or name=value of it."""
         place = self.place(user)
         socket, target = place / "socket", place / "disk"
@@ -72,7 +88,7 @@ class Bench:
         target.touch()
         if user:
             os.chown(target, *_ids())
-        with daemon(self.command(server, user)) as serving:
+        with daemon(self.command(server, user, kept)) as serving:
             wait_until(socket.exists, "nbdkit", serving)
             client = ["nbdfuse", "--readonly", str(target), f"nbd+unix:///?socket={socket}"]
             with self._fuse(client, target, user):
@@ -92,9 +108,20 @@ class Bench:
                 yield target
 
     @contextlib.contextmanager
-    def _fuse(self, command: list[str], target: Path, user: bool):
+    def ratarmount_file(self, image: Path, inside: str, user: bool, kept: Path | None = None):
+        """The file `inside` of an archive, or the only one of a compressed file; the index goes to `kept`."""
+        with contextlib.ExitStack() as undo:
+            kept = kept or undo.enter_context(self.kept(user))
+            target = self.place(user)
+            # All cores, as the others have them.
+            client = [self.ratarmount, "-f", "-P", "0", "--index-folders", str(kept), str(image), str(target)]
+            with self._fuse(client, target, user, kept):
+                yield target / inside
+
+    @contextlib.contextmanager
+    def _fuse(self, command: list[str], target: Path, user: bool, kept: Path | None = None):
         """A FUSE program that stays in the foreground."""
-        with daemon(self.command(command, user)) as serving:
+        with daemon(self.command(command, user, kept)) as serving:
             wait_until(lambda: _is_mounted(target), command[0], serving)
             try:
                 yield
@@ -123,6 +150,14 @@ class Bench:
             yield target
         finally:
             unmount(["umount", str(target)])
+
+
+@functools.cache
+def has_filter(name: str) -> bool:
+    """Whether this nbdkit has a filter: that for bzip2 came late."""
+    lines = run(["nbdkit", "--dump-config"]).splitlines()
+    folder = next(line.removeprefix("filterdir=") for line in lines if line.startswith("filterdir="))
+    return Path(folder, f"nbdkit-{name}-filter.so").exists()
 
 
 def _ids() -> tuple[int, int]:
