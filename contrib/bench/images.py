@@ -1,5 +1,6 @@
 """The images that the benchmark reads, made once and kept in a cache folder."""
 
+import fcntl
 import functools
 import os
 import shutil
@@ -82,22 +83,24 @@ class Images:
     @functools.cached_property
     def seekable(self) -> Path:
         """By zstd, in frames of 4 MiB with a table of them at the end."""
+        raw = self.raw
 
         def make(part: Path) -> None:
             with part.open("wb") as out:
-                run(["split", f"--bytes={FRAME}", "--filter=zstd -3 -q -c", str(self.raw)], stdout=out)
-            _add_seek_table(part, self.raw.stat().st_size)
+                run(["split", f"--bytes={FRAME}", "--filter=zstd -3 -q -c", str(raw)], stdout=out)
+            _add_seek_table(part, raw.stat().st_size)
 
         return self._made("disk.seekable.raw.zst", "with zstd -3, frame by frame", make)
 
     @functools.cached_property
     def tar_xz(self) -> Path:
         """In a tar, in xz blocks of 16 MiB."""
+        raw = self.raw
         pack = 'tar -C "$1" -cf - "$2" | xz -T0 --block-size="$3" -c'
 
         def make(part: Path) -> None:
             with part.open("wb") as out:
-                run(["bash", "-o", "pipefail", "-c", pack, "bash", str(self._cache), self.raw.name, BLOCK], stdout=out)
+                run(["bash", "-o", "pipefail", "-c", pack, "bash", str(self._cache), raw.name, BLOCK], stdout=out)
 
         return self._made("disk.tar.xz", "with tar and xz -T0, takes minutes", make)
 
@@ -121,7 +124,8 @@ class Images:
     @functools.cached_property
     def small_tar(self) -> Path:
         """In a tar."""
-        pack = lambda part: run(["tar", "-C", str(self._cache), "-cf", str(part), self.small.name])
+        small = self.small
+        pack = lambda part: run(["tar", "-C", str(self._cache), "-cf", str(part), small.name])
         return self._made("disk.small.tar", "with tar", pack)
 
     def _compressed(self, name: str, *options: str) -> Path:
@@ -141,15 +145,18 @@ class Images:
         path = self._cache / name
         if path.exists():
             return path
-        self._say(f"making {path} {how}")
-        part = self._cache / f"{name}.part"
-        part.unlink(missing_ok=True)
-        try:
-            make(part)
-            part.chmod(0o644)
-            part.rename(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with (self._cache / "making").open("w") as lock:
+            # One maker at a time.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                self._say(f"making {path} {how}")
+                part = self._cache / f"{name}.part"
+                try:
+                    make(part)
+                    part.chmod(0o644)
+                    part.rename(path)
+                finally:
+                    part.unlink(missing_ok=True)
         return path
 
 

@@ -62,15 +62,25 @@ class Result:
 
 
 def run_row(row: Row, rounds: int, tolerate_load: bool, say: Callable[[str], None]) -> Result:
-    """Checks that all deliver the same bytes, then lets them take turns."""
+    """Checks that all deliver the same bytes, then lets them take turns. A failure voids the row only."""
     result = Result(row, {name: [] for name in row.contenders})
+    try:
+        _run_row(result, rounds, tolerate_load, say)
+    except RuntimeError as error:
+        say(f"{row.key}: {error}")
+        result.void = " ".join(str(error).split())
+    return result
+
+
+def _run_row(result: Result, rounds: int, tolerate_load: bool, say: Callable[[str], None]) -> None:
+    row = result.row
     digests = {}
     for name, check in row.checks.items():
         say(f"{row.key}: checking {name}")
         digests[name] = check()
     if len(set(digests.values())) > 1:
         result.void = "checksums differ: " + ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items())
-        return result
+        return
     load = Load()
     names = list(row.contenders)
     for number in range(min(rounds, row.most_rounds or rounds)):
@@ -83,4 +93,3 @@ def run_row(row: Row, rounds: int, tolerate_load: bool, say: Callable[[str], Non
     result.load = load.others()
     if result.load > MOST_LOAD and not tolerate_load:
         result.void = f"other processes took {result.load:.0%} of a core"
-    return result

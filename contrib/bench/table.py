@@ -11,7 +11,7 @@ from measure import Result
 
 def render(results: list[Result], rounds: int, root: Path, tools: dict[str, str]) -> str:
     """Both tables and what they were measured with."""
-    lines = ["# Benchmark", "", "Made by `contrib/bench/run`; what the rows are is said in `rows.py`.", "", *_setting(rounds, root, tools), ""]
+    lines = ["# Benchmark", "", "Made by `contrib/bench/run`; what the rows are is said in `rows.py` and what it imports.", "", *_setting(rounds, root, tools), ""]
     lines += ["## Medians", "", "| row | what | contender | median | from | to | loopmount is better by |", "| --- | --- | --- | --: | --: | --: | --: |"]
     for result in results:
         lines += _contenders(result)
