@@ -121,6 +121,46 @@ fn writes_are_counted() {
     sandbox.unmount(&file);
 }
 
+/// Since Linux 6.9; before, the bytes go through us.
+fn kernel_has_passthrough() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_str().unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+    version >= (6, 9)
+}
+
+#[test]
+fn for_root_the_kernel_reads_a_plain_file_by_itself() {
+    for who in EVERYBODY {
+        let (sandbox, image) = with_small_disk(who);
+        let bytes = must(std::process::Command::new("xz").arg("-dc").arg(&image));
+        let disk = sandbox.new_file("disk.raw", &bytes);
+        let file = sandbox.join("raw");
+        let show = sandbox.loopmount().arg("--fuse");
+        show.arg(&disk).arg(&file).ok();
+        let before = number(&layer(&sandbox, &file, "file")["reads"]["bytes"]);
+        assert_eq!(sandbox.read(file.clone()), bytes);
+        let after = number(&layer(&sandbox, &file, "file")["reads"]["bytes"]);
+        let through_us = after - before;
+        if who == Who::Root && kernel_has_passthrough() {
+            assert_eq!(through_us, 0);
+        } else {
+            assert_eq!(through_us, bytes.len() as u64);
+        }
+        sandbox.unmount(&file);
+
+        // Where a part is shown, all of it must go through us.
+        let show = sandbox.loopmount().args(["--fuse", "-P", "2"]);
+        show.arg(&disk).arg(&file).ok();
+        assert!(!sandbox.read(file.clone()).is_empty());
+        assert!(number(&layer(&sandbox, &file, "file")["reads"]["bytes"]) > 0);
+        sandbox.unmount(&file);
+    }
+}
+
 #[test]
 fn what_has_no_figures_is_said() {
     let (sandbox, image) = with_small_disk(Who::Root);

@@ -129,7 +129,7 @@ class Rows(Uses):
                 OURS: self._fio(lambda: self.bench.loopmount_file(str(raw), False), jobs, False),
                 "loop device": self._fio(lambda: self.bench.loop_device(raw), jobs, False),
             }
-            title = f"random 4 KiB reads, {jobs} at a time, as root, --fuse"
+            title = f"random 4 KiB reads, {jobs} at a time, as root, --fuse (FUSE passthrough)"
             rows.append(Row(f"c.root.{jobs}", title, "reads/s", contenders))
         rows.append(self._plain())
         return rows

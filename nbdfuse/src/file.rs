@@ -3,6 +3,7 @@
 mod image;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nbdserve::{Result, Volume};
@@ -26,6 +27,11 @@ pub struct FileOptions {
     pub permissions: u16,
     /// Take writes, where the volume does.
     pub writable: bool,
+    /// A regular file with the very bytes of the volume. Where the kernel agrees (Linux 6.9 and
+    /// the right to administer the system) it reads this file by itself and asks the volume for
+    /// nothing but holes; a change of the file is then not noticed. Not for a writable file, whose
+    /// backing could grow.
+    pub backing: Option<Arc<OwnedFd>>,
 }
 
 impl FileOptions {
@@ -39,6 +45,7 @@ impl FileOptions {
             gid: rustix::process::getegid().as_raw(),
             permissions: 0o600,
             writable: false,
+            backing: None,
         }
     }
 }

@@ -5,10 +5,12 @@ use std::fmt;
 use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nbdserve::source::http::{Http, HttpOptions};
 use nbdserve::source::{File, OpenMode};
 use nbdserve::{Cx, Error, Kind, Result, Volume};
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 /// The fetched parts of a remote image get one part in this many of the memory for decoded blocks.
@@ -77,6 +79,19 @@ impl Image {
             Self::File(fd) => (None, vec![fd.as_fd()]),
             Self::Remote(remote) => (Some(remote.clone()), Vec::new()),
         }
+    }
+
+    /// A second handle on a local regular file, for a kernel that can read it by itself.
+    #[must_use]
+    pub fn regular_file(&self) -> Option<Arc<OwnedFd>> {
+        let Self::File(fd) = self else {
+            return None;
+        };
+        let mode = rustix::fs::fstat(fd).ok()?.st_mode;
+        let regular = FileType::from_raw_mode(mode) == FileType::RegularFile;
+        // Without it the bytes go through us.
+        let second = regular.then(|| fd.try_clone().ok()).flatten()?;
+        Some(Arc::new(second))
     }
 
     /// From a message and its descriptors.

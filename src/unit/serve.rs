@@ -100,6 +100,7 @@ impl Server {
         }
         let observer = Arc::new(Reporter::new(Arc::clone(&self.channel)));
         let cx = context(&request, &observer);
+        let backing = (!request.write).then(|| image.regular_file()).flatten();
         let resolved = open(&request, image, &cx)?;
         super::stats::keep(StateDir::of_user().unit(&self.id), resolved.chain.clone())?;
         let flags = server::flags_for(&resolved.volume, !request.write).0;
@@ -108,7 +109,7 @@ impl Server {
         let Some((ToServer::Attach(means), sockets)) = self.next_order()? else {
             return Ok(());
         };
-        let shown = self.show(&request, &resolved, means, sockets, &observer)?;
+        let shown = self.show(&request, &resolved, means, sockets, backing, &observer)?;
         self.say(&FromServer::Attached)?;
         self.wait_for_the_end();
 
@@ -149,15 +150,21 @@ impl Server {
         resolved: &Resolved,
         means: Means,
         sockets: Vec<OwnedFd>,
+        backing: Option<Arc<OwnedFd>>,
         observer: &Arc<Reporter>,
     ) -> Result<Shown> {
         let volume = &resolved.volume;
         match means {
-            Means::File(path) => self.show_file(volume.clone(), &path, request, observer),
+            Means::File(path) => {
+                let whole = Some(ByteRange::between(0, volume.size()));
+                let mut options = file_options(request);
+                options.backing = backing.filter(|_| resolved.source_range == whole);
+                self.show_file(volume.clone(), &path, request, &options, observer)
+            }
             Means::Disk(path) => {
                 // A loop device would leave out a last sector that is not whole.
                 let padded = server::pad_to_block(volume, SECTOR)?;
-                self.show_file(padded, &path, request, observer)
+                self.show_file(padded, &path, request, &file_options(request), observer)
             }
             Means::Tree(path) => {
                 let kind = resolved
@@ -185,10 +192,11 @@ impl Server {
         volume: Volume,
         path: &Path,
         request: &Request,
+        options: &FileOptions,
         observer: &Reporter,
     ) -> Result<Shown> {
         let fd = mount(path, request, false)?;
-        self.watch(serve_file(volume, fd, &file_options(request))?, observer)
+        self.watch(serve_file(volume, fd, options)?, observer)
     }
 
     fn watch(&self, session: Session, observer: &Reporter) -> Result<Shown> {

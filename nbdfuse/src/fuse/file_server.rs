@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use nbdserve::Result;
 
@@ -24,6 +24,8 @@ const STAT_BLOCK: u64 = 512;
 const BLOCK_SIZE: u32 = 4096;
 /// Longest name, as statfs(2) says it.
 const NAME_MAX: u32 = 255;
+/// File systems above each other that the kernel lets a file be passed through.
+const STACK_DEPTH: u32 = 2;
 /// Attributes of a file that may be written change with every write.
 const WRITABLE_TTL: Duration = Duration::from_secs(1);
 
@@ -43,6 +45,9 @@ struct Shared {
     allocated: OnceLock<u64>,
     buffers: Buffers,
     failures: Failures,
+    /// The kernel's handle on [`FileOptions::backing`], asked for by the first open; `None` when
+    /// it refused. All opens must agree, so the answer stays.
+    passthrough: OnceLock<Option<BackingId>>,
 }
 
 impl FileServer {
@@ -56,6 +61,7 @@ impl FileServer {
                 allocated: OnceLock::new(),
                 buffers: Buffers::default(),
                 failures: Failures::default(),
+                passthrough: OnceLock::new(),
             }),
             turns: Turns::new(loops),
             opens: Opens::default(),
@@ -134,6 +140,21 @@ impl Shared {
         }
     }
 
+    /// The file that the kernel may read by itself, registered with it at the first call.
+    fn backing(&self, reply: &ReplyOpen) -> Option<&BackingId> {
+        let file = self.opts.backing.as_ref()?;
+        let id = self
+            .passthrough
+            .get_or_init(|| match reply.open_backing(file) {
+                Ok(id) => Some(id),
+                Err(error) => {
+                    tracing::debug!("{}: no passthrough: {error}", self.opts.name);
+                    None
+                }
+            });
+        id.as_ref()
+    }
+
     fn touch(&self, now: SystemTime) {
         self.mtime.store(nanoseconds(now), Ordering::Relaxed);
     }
@@ -146,7 +167,16 @@ impl Shared {
 
 impl Filesystem for FileServer {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        configure(config, InitFlags::empty());
+        let backed = self.shared.opts.backing.is_some() && !self.shared.image.is_writable();
+        let supported = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
+        if backed && supported {
+            configure(config, InitFlags::FUSE_PASSTHROUGH);
+            // The most there is: the backing may itself lie on an overlay.
+            let _ = config.set_max_stack_depth(STACK_DEPTH);
+        } else {
+            configure(config, InitFlags::empty());
+            let _ = self.shared.passthrough.set(None);
+        }
         self.opens = Opens::of(config);
         Ok(())
     }
@@ -195,6 +225,8 @@ impl Filesystem for FileServer {
                 | FopenFlags::FOPEN_NOFLUSH
                 | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
             reply.opened(FileHandle(0), flags);
+        } else if let Some(id) = self.shared.backing(&reply) {
+            reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, id);
         } else {
             self.opens.reply_file(reply);
         }
