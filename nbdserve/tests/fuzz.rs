@@ -261,6 +261,30 @@ fn xz_files() -> Vec<Vec<u8>> {
     files
 }
 
+/// .gz files of every sort that the tools make.
+fn gzip_files() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = |program: &str, options: &[&str], content: &[u8]| {
+        compressed(program, dir.path(), content, options)
+    };
+    let content = content();
+    let mut files = vec![
+        packed("gzip", &["-1"], &content),
+        packed("gzip", &["-9", "-n"], &content),
+        packed("pigz", &["-6", "--independent", "-b", "32"], &content),
+        packed("pigz", &["-0"], &content),
+        packed("bgzip", &["-l", "1"], &content),
+        packed("gzip", &["-6"], b""),
+        packed("bgzip", &[], b""),
+        // The largest expansion; too long for the cache.
+        packed("gzip", &["-9"], &vec![0; 6 << 20]),
+    ];
+    let mut members = [&files[0], &files[5], &files[4][..]].concat();
+    members.extend([0; 100]);
+    files.push(members);
+    files
+}
+
 /// A sparse file of `len` bytes, worked on by a tool, which is given its path last.
 fn made_by(len: usize, program: &str, args: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
@@ -344,7 +368,8 @@ fn file_systems() -> Vec<Vec<u8>> {
 #[test]
 fn probe() {
     fuzz("probe", || {
-        [xz_files(), gpt_disks(), mbr_disks(), file_systems()].concat()
+        let disks = [gpt_disks(), mbr_disks(), file_systems()].concat();
+        [xz_files(), gzip_files(), disks].concat()
     });
 }
 
@@ -359,6 +384,7 @@ fn resolve() {
             .map(|seed| xz(dir.path(), seed, &["-0"]))
             .collect();
         seeds.push(xz(dir.path(), &inner[0], &["-0"]));
+        seeds.push(compressed("gzip", dir.path(), &inner[1], &["-1"]));
         seeds.extend(inner);
         seeds
     });
@@ -400,6 +426,28 @@ fn xz_index() {
         ],
     ];
     fuzz("xz_index", || bodies.map(<[u8]>::to_vec).to_vec());
+}
+
+#[test]
+fn gzip_open() {
+    fuzz("gzip_open", gzip_files);
+}
+
+#[test]
+fn gzip_header() {
+    let headers: [&[u8]; 4] = [
+        &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3],
+        b"\x1f\x8b\x08\x1c\0\0\0\0\0\x03\x06\0BC\x02\0\x20\0name\0comment\0",
+        b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x0b\0XY\x01\0zBC\x02\0\x20\0",
+        // With a CRC of the header.
+        &[0x1f, 0x8b, 8, 2, 0, 0, 0, 0, 0, 3, 0xa7, 0x77],
+    ];
+    fuzz("gzip_header", || headers.map(<[u8]>::to_vec).to_vec());
+}
+
+#[test]
+fn gzip_index() {
+    fuzz("gzip_index", fuzz::gzip_index_seeds);
 }
 
 #[test]

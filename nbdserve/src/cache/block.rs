@@ -434,7 +434,7 @@ pub(super) fn may_pass(error: &Error) -> bool {
 }
 
 /// Whether all of `bytes` are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Most data differs early; the rest is compared in strides the compiler makes wide.
     const STRIDE: usize = 64;
     let mut strides = bytes.chunks_exact(STRIDE);

@@ -306,6 +306,11 @@ impl Blocks {
         Ok(())
     }
 
+    /// Notes that a block is all zero, which its layer knows from elsewhere: it is never decoded.
+    pub fn note_zero(&self, number: u64) {
+        self.shared.note_zero(number);
+    }
+
     /// Whether a block is here in part or as a whole, or on its way.
     #[must_use]
     pub fn is_begun(&self, number: u64) -> bool {

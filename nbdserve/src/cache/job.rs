@@ -195,9 +195,17 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When the unit is being taken down.
     pub fn beat(&self) -> Result<()> {
-        self.block.beat();
-        self.shared.cx.cache.beat();
-        self.shared.check()
+        self.pulse()()
+    }
+
+    /// [`Self::beat`], for who holds what [`Self::spare`] gives at the same time.
+    pub fn pulse(&self) -> impl Fn() -> Result<()> + use<'a> {
+        let (block, shared) = (self.block, self.shared);
+        move || {
+            block.beat();
+            shared.cx.cache.beat();
+            shared.check()
+        }
     }
 
     fn publish(&mut self) -> Result<()> {

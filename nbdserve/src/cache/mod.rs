@@ -23,6 +23,7 @@ mod streams;
 mod temp;
 mod whole;
 
+pub(crate) use block::is_zero;
 pub use blocks::{Blocks, Decode, Huge};
 pub use job::Job;
 pub use lru::BlockCache;

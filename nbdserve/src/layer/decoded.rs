@@ -38,6 +38,12 @@ pub(super) trait Layout: Decode + 'static {
 
     /// Bytes that the block takes below.
     fn encoded(&self, number: u64) -> u64;
+
+    /// Whether the block is known to be all zero, from an index for example: then it is never
+    /// decoded.
+    fn is_zero(&self, _number: u64) -> bool {
+        false
+    }
 }
 
 /// A decoded image.
@@ -76,7 +82,7 @@ impl<L: Layout> Decoded<L> {
         let mut longest = 0;
         let mut huge = Huge::default();
         for number in 0..layout.count() {
-            if stored.contains_key(&number) {
+            if stored.contains_key(&number) || layout.is_zero(number) {
                 continue;
             }
             let len = layout.len(number);
@@ -88,6 +94,9 @@ impl<L: Layout> Decoded<L> {
         }
         let decode: Arc<L> = Arc::clone(&layout);
         let blocks = Blocks::with_stored(name, decode, huge, stored, cx)?;
+        for number in (0..layout.count()).filter(|number| layout.is_zero(*number)) {
+            blocks.note_zero(number);
+        }
         let mut geometry = Geometry::bytes(layout.size());
         let own = if geometry.size <= SMALL {
             Access::Random

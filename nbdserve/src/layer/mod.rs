@@ -5,6 +5,8 @@
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
 mod decoded;
+mod deflate;
+pub mod gzip;
 mod input;
 pub mod offset;
 pub mod partition;
@@ -19,7 +21,13 @@ use std::collections::BTreeMap;
 use crate::{Cx, Result, Volume};
 
 /// Every layer that can be named or found by probing.
-pub static LAYERS: &[&LayerType] = &[&xz::XZ, &zstd::ZSTD, &offset::OFFSET, &partition::PARTITION];
+pub static LAYERS: &[&LayerType] = &[
+    &xz::XZ,
+    &gzip::GZIP,
+    &zstd::ZSTD,
+    &offset::OFFSET,
+    &partition::PARTITION,
+];
 
 /// Of the memory budget, the index of a layer takes at most one part in this many.
 const INDEX_PART: u64 = 8;

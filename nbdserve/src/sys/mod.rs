@@ -1,9 +1,10 @@
-//! All `unsafe` of this crate: the calls into liblzma, locks of open file descriptions,
+//! All `unsafe` of this crate: the calls into liblzma and zlib, locks of open file descriptions,
 //! and the heap's own housekeeping.
 #![allow(unsafe_code)]
 
 pub(crate) mod lzma;
 pub(crate) mod ofd_lock;
+pub(crate) mod zlib;
 
 /// Gives memory that was freed back to the system, where the C library keeps it otherwise.
 pub(crate) fn trim_heap() {

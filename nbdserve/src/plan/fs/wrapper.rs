@@ -23,7 +23,6 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ("ewf", 0, b"EVF2\x0d\x0a\x81\0"),
     ("aff", 0, b"AFF10\x0d\x0a\0"),
     // Compression.
-    ("gzip", 0, &[0x1f, 0x8b, 0x08]),
     ("compress", 0, &[0x1f, 0x9d]),
     ("lz4", 0, &[0x04, 0x22, 0x4d, 0x18]),
     ("lz4", 0, &[0x02, 0x21, 0x4c, 0x18]),

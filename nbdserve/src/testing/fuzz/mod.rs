@@ -5,6 +5,7 @@
 //! mutations, one test of `nbdserve/tests/fuzz.rs`. They check more than that nothing breaks: what
 //! was opened is read, read again, and held against its own extents.
 
+mod gzip;
 mod mend;
 mod nbd;
 mod partition;
@@ -72,6 +73,18 @@ pub static TARGETS: &[Target] = &[
         run: zstd::seek_table,
     },
     Target {
+        name: "gzip_open",
+        run: gzip::open,
+    },
+    Target {
+        name: "gzip_header",
+        run: gzip::header,
+    },
+    Target {
+        name: "gzip_index",
+        run: gzip::index,
+    },
+    Target {
         name: "gpt",
         run: partition::gpt,
     },
@@ -88,6 +101,9 @@ pub static TARGETS: &[Target] = &[
         run: nbd::connection,
     },
 ];
+
+/// Seeds of the target `gzip_index`: what is kept of a file.
+pub use gzip::seeds as gzip_index_seeds;
 
 /// Runs the target called `name`.
 ///

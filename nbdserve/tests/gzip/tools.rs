@@ -1,0 +1,168 @@
+//! What the gzip tests share: images, the foreign tools, members made by hand.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use nbdserve::cx::Observer;
+use nbdserve::layer::gzip::GZIP;
+use nbdserve::source::Memory;
+use nbdserve::store::{Place, Store};
+pub(crate) use nbdserve::testing::noise;
+use nbdserve::testing::{Counting, Counts, tools};
+use nbdserve::{Cx, Kind, Result, Volume};
+
+pub(crate) const MIB: usize = 1 << 20;
+
+/// `PROGRAM ARGS -c < bytes`.
+pub(crate) fn packed(program: &str, bytes: &[u8], args: &[&str]) -> Vec<u8> {
+    let mut child = tools::command(program)
+        .args(args)
+        .arg("-c")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(bytes).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    assert!(output.status.success(), "{program} {args:?}");
+    output.stdout
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    packed("gzip", bytes, &["-1", "-n"])
+}
+
+pub(crate) fn bgzip(bytes: &[u8]) -> Vec<u8> {
+    packed("bgzip", bytes, &["-l", "1"])
+}
+
+/// Like a disk image: text, noise and long runs of zeroes.
+pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 100_000);
+    let mut part = seed;
+    while bytes.len() < len {
+        part += 1;
+        match part % 4 {
+            0 => bytes.extend(noise(300_000, part)),
+            1 => bytes.extend(vec![0; 700_000]),
+            _ => {
+                for line in 0..6000 {
+                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
+                }
+            }
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+pub(crate) fn open(file: Vec<u8>, cx: &Cx) -> Result<Volume> {
+    open_on(&Memory::volume(file), cx)
+}
+
+pub(crate) fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
+    (GZIP.open)(below, &nbdserve::layer::Args::new(), cx)
+}
+
+/// Opens, counting what is asked of the file.
+pub(crate) fn counted(file: &[u8], cx: &Cx) -> (Volume, Counts) {
+    let (below, counts) = Counting::volume(Memory::volume(file.to_vec()));
+    (open_on(&below, cx).unwrap(), counts)
+}
+
+/// A context with a budget that holds all spans of small tests.
+pub(crate) fn roomy() -> Cx {
+    Cx::new(256 << 20)
+}
+
+/// With a store in `folder`.
+pub(crate) fn with_store(mut cx: Cx, folder: &Path) -> Cx {
+    cx.place = Some(Place::new(Store::open(folder).unwrap(), "this file"));
+    cx
+}
+
+/// Bytes of all files in a store.
+pub(crate) fn stored(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).unwrap();
+    files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum()
+}
+
+/// How many spans were decoded so far.
+pub(crate) fn decodes(volume: &Volume) -> u64 {
+    volume.stats().blocks.unwrap().decodes
+}
+
+pub(crate) fn read(volume: &Volume, offset: usize, len: usize) -> Result<Vec<u8>> {
+    volume.read_vec(offset as u64, len)
+}
+
+/// All of the image, read in pieces that fit nothing.
+pub(crate) fn try_read_all(volume: &Volume) -> Result<Vec<u8>> {
+    let size = volume.size() as usize;
+    let mut all = vec![0; size];
+    for (number, part) in all.chunks_mut(300_007).enumerate() {
+        volume.read_at(part, (number * 300_007) as u64)?;
+    }
+    Ok(all)
+}
+
+/// Opens and reads all of it; the kind of error where that fails.
+pub(crate) fn content(file: &[u8]) -> Result<Vec<u8>, Kind> {
+    let volume = open(file.to_vec(), &roomy());
+    let all = volume.and_then(|volume| try_read_all(&volume));
+    all.map_err(|error| error.kind())
+}
+
+/// What opening `file` says.
+pub(crate) fn refusal(file: &[u8]) -> (Kind, String) {
+    let error = open(file.to_vec(), &roomy()).unwrap_err();
+    (error.kind(), error.report().to_string())
+}
+
+/// A member with this header (from the flags on), its bytes in stored blocks.
+pub(crate) fn member(flags: u8, rest_of_header: &[u8], bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255];
+    out.extend(rest_of_header);
+    for part in bytes.chunks(0xffff) {
+        let len = part.len() as u16;
+        out.push(0);
+        out.extend(len.to_le_bytes());
+        out.extend((!len).to_le_bytes());
+        out.extend(part);
+    }
+    // An empty last block.
+    out.extend([1, 0, 0, 0xff, 0xff]);
+    out.extend(crc32fast::hash(bytes).to_le_bytes());
+    out.extend((bytes.len() as u32).to_le_bytes());
+    out
+}
+
+/// Where the members of a bgzip file begin, by their own words.
+pub(crate) fn blocks(file: &[u8]) -> Vec<usize> {
+    let mut at = 0;
+    let mut starts = Vec::new();
+    while at < file.len() {
+        assert_eq!(file[at + 12..at + 14], *b"BC");
+        starts.push(at);
+        let size = u16::from_le_bytes(file[at + 16..at + 18].try_into().unwrap());
+        at += usize::from(size) + 1;
+    }
+    starts
+}
+
+/// Keeps what an observer is told.
+#[derive(Debug, Default)]
+pub(crate) struct Witness(pub(crate) Mutex<Vec<(String, u64, u64)>>);
+
+impl Observer for Witness {
+    fn progress(&self, what: &str, done: u64, total: u64) {
+        self.0.lock().unwrap().push((what.to_owned(), done, total));
+    }
+}
