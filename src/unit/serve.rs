@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nbdfuse::Session;
 use nbdfuse::file::{FileOptions, serve_file};
-use nbdfuse::mount::MountOptions;
+use nbdfuse::mount::{MountOptions, set_read_ahead};
 use nbdfuse::tree::{TreeOptions, serve_tree};
 use nbdserve::plan::{self, Resolved};
 use nbdserve::source::{File, OpenMode};
@@ -33,6 +33,8 @@ use crate::sys::rights::may_mount_devices;
 const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// Block devices are made of these, in bytes.
 const SECTOR: u32 = 512;
+/// How far root's kernel reads ahead on a FUSE mount, in bytes: the longest request there is.
+const READ_AHEAD: u64 = 1 << 20;
 /// Progress is reported at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -201,6 +203,11 @@ impl Server {
 
     fn watch(&self, session: Session, observer: &Reporter) -> Result<Shown> {
         let session = Arc::new(session);
+        if may_mount_devices()
+            && let Err(error) = set_read_ahead(&source_of(&self.id), READ_AHEAD)
+        {
+            tracing::debug!("reads stay short: {}", error.report());
+        }
         observer.invalidates(Arc::clone(&session));
         let (waiting, sender) = (Arc::clone(&session), self.sender.clone());
         events::watch("session", move || {
