@@ -1,4 +1,5 @@
-//! Numbers out of the bytes of an image; `None` when the bytes end before.
+//! Numbers out of the bytes of an image; `None` when the bytes end before. And whether bytes are
+//! zero.
 
 /// The `N` bytes at `at`.
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -29,4 +30,33 @@ pub(crate) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
 /// Unsigned, little-endian, 64 bits.
 pub(crate) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
     array(bytes, at).map(u64::from_le_bytes)
+}
+
+/// Whether all of `bytes` are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    // Most data differs early; the rest is compared in strides the compiler makes wide.
+    const STRIDE: usize = 64;
+    let mut strides = bytes.chunks_exact(STRIDE);
+    strides.all(|stride| stride.iter().fold(0, |all, byte| all | byte) == 0)
+        && bytes[bytes.len() - bytes.len() % STRIDE..]
+            .iter()
+            .all(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_told_from_one_bit_anywhere() {
+        for len in [0, 1, 63, 64, 65, 200] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in 0..len {
+                bytes[at] = 1;
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cache::{BlockCache, Pool};
-use crate::store::Place;
+use crate::store::{Place, Store};
 use crate::{Error, Kind, Result};
 
 /// A wait that sees no progress for this long ends with `TimedOut`.
@@ -26,8 +26,10 @@ pub struct Cx {
     pub observer: Arc<dyn Observer>,
     /// Where unlinked temp files go.
     pub temp_dir: PathBuf,
-    /// Where things about the volume that is being opened (the one below a layer) are kept for the
-    /// next mount; `None` when nothing is kept.
+    /// The cache on disk; `None` when nothing is kept.
+    pub store: Option<Arc<Store>>,
+    /// Where things about the layer that is being opened are kept for the next mount, which
+    /// [`crate::plan`] finds in the store; `None` when nothing is kept.
     pub place: Option<Place>,
     /// Most bytes that the temp files of one layer may take; some of their file system always
     /// stays free as well.
@@ -54,6 +56,7 @@ impl Cx {
             cancel: Cancel::default(),
             observer: Arc::new(Silent),
             temp_dir: std::env::temp_dir(),
+            store: None,
             place: None,
             temp_limit: u64::MAX,
             verify: false,

@@ -86,6 +86,13 @@ pub trait Device: Send + Sync + Debug {
         let _ = range;
     }
 
+    /// What tells these bytes from all others that were ever here: what was learnt about them, and
+    /// what was decoded of them, is kept under it for the next mount. `None` for what may change
+    /// without a trace, and for what is not a source. May wait a moment.
+    fn source_identity(&self) -> Option<String> {
+        None
+    }
+
     /// How its decoded blocks were used; `None` when it has none.
     fn block_stats(&self) -> Option<BlockStats> {
         None

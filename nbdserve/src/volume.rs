@@ -104,6 +104,12 @@ impl Volume {
         }
     }
 
+    /// As [`crate::Device::source_identity`].
+    #[must_use]
+    pub fn source_identity(&self) -> Option<String> {
+        self.inner.device.source_identity()
+    }
+
     /// The `len` bytes at `offset`. For small, bounded reads of headers.
     ///
     /// # Errors

@@ -526,3 +526,59 @@ fn qemu_refuses_to_write_what_we_use_and_to_copy_what_we_write() {
     let (done, text) = write();
     assert!(done, "{text}");
 }
+
+#[test]
+fn a_file_has_an_identity_until_it_is_changed_whatever_its_date_says() {
+    let dir = temp();
+    let path = dir.path().join("disk");
+    fs::write(&path, noise(5000, 1)).unwrap();
+    let identity = || read_only(&path).unwrap().source_identity();
+    // It was written just now, so this has waited.
+    let first = identity().unwrap();
+    assert_eq!(identity().as_ref(), Some(&first));
+    let date = fs::metadata(&path).unwrap().modified().unwrap();
+    // Other bytes, the same length, the date set back.
+    let open = fs::File::options().write(true).open(&path).unwrap();
+    open.write_all_at(b"other", 100).unwrap();
+    open.set_modified(date).unwrap();
+    let second = identity().unwrap();
+    assert_ne!(first, second);
+    // Another file under the same name.
+    fs::write(dir.path().join("new"), noise(5000, 1)).unwrap();
+    fs::rename(dir.path().join("new"), &path).unwrap();
+    assert!(![first, second].contains(&identity().unwrap()));
+}
+
+#[test]
+fn what_may_change_without_a_trace_has_no_identity() {
+    let dir = temp();
+    let path = dir.path().join("disk");
+    fs::write(&path, noise(5000, 1)).unwrap();
+    assert_eq!(writable(&path).unwrap().source_identity(), None);
+    let open = read_only(&path).unwrap();
+    fs::write(&path, noise(5000, 2)).unwrap();
+    assert_eq!(
+        open.source_identity(),
+        None,
+        "it has changed since it was opened"
+    );
+    // A file system that keeps whole seconds.
+    let coarse = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(coarse)
+        .unwrap();
+    assert!(
+        read_only(&path).unwrap().source_identity().is_some(),
+        "its change of status is exact"
+    );
+    if rustix::process::geteuid().is_root() {
+        let device = LoopDevice::on(&path);
+        assert_eq!(
+            read_only(Path::new(&device.0)).unwrap().source_identity(),
+            None
+        );
+    }
+}

@@ -7,6 +7,7 @@ use clap::Parser;
 use nbdserve::plan::LayerSpec;
 use nbdserve::size::parse_size;
 
+use crate::unit::cache::Action;
 use crate::unit::message::Via;
 
 const EXAMPLES: &str = "\
@@ -23,7 +24,7 @@ Examples:
 #[command(name = "loopmount", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(override_usage = "loopmount [OPTIONS] IMAGE TARGET
        loopmount [OPTIONS] IMAGE -- COMMAND...
-       loopmount -u WHAT | --info IMAGE | --list | --stats WHAT")]
+       loopmount -u WHAT | --info IMAGE | --list | --stats WHAT | --cache")]
 pub struct Cli {
     /// Disk image, block device or URL (with -u: mount point, image, device or id)
     pub image: Option<PathBuf>,
@@ -55,7 +56,13 @@ pub struct Cli {
     #[arg(long, conflicts_with_all = ["umount", "info", "list", "fuse", "write"])]
     pub stats: bool,
 
-    /// With --info, --list or --stats: as JSON
+    /// Show what is kept on disk of earlier mounts; --cache=clear removes it (with IMAGE: of that one)
+    #[arg(long, value_enum, value_name = "clear", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "show", hide_possible_values = true)]
+    #[arg(conflicts_with_all = ["umount", "info", "list", "stats", "fuse", "write"])]
+    pub cache: Option<Action>,
+
+    /// With --info, --list, --stats or --cache: as JSON
     #[arg(long)]
     pub json: bool,
 
@@ -87,6 +94,10 @@ pub struct Cli {
     /// Memory for decoded blocks and decoders (64M, 1G)
     #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
     pub cache_size: Option<u64>,
+
+    /// Most disk space for what is kept for the next mount, 0 for none [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub cache_limit: Option<u64>,
 
     /// Folder for temporary files [default: $TMPDIR or /var/tmp]
     #[arg(long, value_name = "DIR")]
@@ -146,19 +157,19 @@ impl Cli {
                 None => Ok(()),
             };
         }
-        if self.image.is_none() {
+        if self.image.is_none() && self.cache.is_none() {
             return Err(if self.umount {
                 "-u needs a mount point, an image, a device or an id".to_owned()
             } else {
                 "no image was given".to_owned()
             });
         }
-        let alone = self.umount || self.info || self.stats;
+        let alone = self.umount || self.info || self.stats || self.cache.is_some();
         if alone && (self.target.is_some() || !self.command.is_empty()) {
-            return Err("-u, --info and --stats take one argument".to_owned());
+            return Err("-u, --info, --stats and --cache take one argument".to_owned());
         }
-        if self.json && !self.info && !self.stats {
-            return Err("--json goes with --info, --list or --stats".to_owned());
+        if self.json && !self.info && !self.stats && self.cache != Some(Action::Show) {
+            return Err("--json goes with --info, --list, --stats or --cache".to_owned());
         }
         if alone {
             return Ok(());
@@ -195,6 +206,20 @@ mod tests {
     }
 
     #[test]
+    fn the_cache_is_shown_or_cleared_for_all_or_one() {
+        for (line, action, image) in [
+            ("loopmount --cache", Action::Show, false),
+            ("loopmount --cache disk", Action::Show, true),
+            ("loopmount --cache --json", Action::Show, false),
+            ("loopmount --cache=clear disk", Action::Clear, true),
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.check(), Ok(()), "{line}");
+            assert_eq!((cli.cache, cli.image.is_some()), (Some(action), image));
+        }
+    }
+
+    #[test]
     fn forms_that_make_no_sense_are_refused() {
         for line in [
             "loopmount",
@@ -206,6 +231,11 @@ mod tests {
             "loopmount --fuse disk -- ls",
             "loopmount --fuse --via loop disk raw",
             "loopmount --json disk /mnt",
+            "loopmount --cache disk /mnt",
+            "loopmount --cache=clean",
+            "loopmount --cache=clear --json",
+            "loopmount --cache --info disk",
+            "loopmount --cache-limit much disk /mnt",
         ] {
             let cli = Cli::try_parse_from(line.split(' '));
             assert!(

@@ -97,7 +97,10 @@ fn options(list: &str) -> Vec<OsString> {
             ("write", None) => out.push("--write".into()),
             ("verify", None) => out.push("--verify".into()),
             ("download", None) => out.push("--download".into()),
-            ("partition" | "via" | "layer" | "cache_size" | "temp_dir" | "ca", Some(value)) => {
+            (
+                "partition" | "via" | "layer" | "cache_size" | "cache_limit" | "temp_dir" | "ca",
+                Some(value),
+            ) => {
                 let key = key.replace('_', "-");
                 out.push(format!("--{key}={value}").into());
             }

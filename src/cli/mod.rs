@@ -1,6 +1,7 @@
 //! The command line: one clap definition, from which help is made, and what each form of it does.
 
 mod args;
+mod cache;
 mod helper;
 mod info;
 mod mount;
@@ -73,6 +74,9 @@ fn usage(message: &str) -> Exit {
 fn run(cli: &Cli) -> Result<Exit> {
     if cli.list {
         return list::command(cli.json).map(|()| Exit::Done);
+    }
+    if let Some(action) = cli.cache {
+        return cache::command(cli, action).map(|()| Exit::Done);
     }
     let image = cli
         .image

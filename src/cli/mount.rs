@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use nbdserve::source::http::Http;
 use nbdserve::source::{File, OpenMode};
+use nbdserve::store::DEFAULT_LIMIT;
 use nbdserve::{Cx, Error, Kind, Result};
 
 use super::Cli;
 use crate::sys::namespace;
 use crate::sys::rights::may_mount_devices;
+use crate::unit::cache::DiskCache;
 use crate::unit::exit::Exit;
 use crate::unit::find;
 use crate::unit::front::{Front, Terminal, print_report};
@@ -204,7 +206,13 @@ impl Cli {
         let mut cx = Cx::new(self.cache_bytes());
         cx.temp_dir = self.temp_dir();
         cx.verify = self.verify;
+        cx.store = self.disk_cache().open();
         cx
+    }
+
+    /// The cache on disk.
+    pub(super) fn disk_cache(&self) -> DiskCache {
+        DiskCache::of_user(self.cache_limit.unwrap_or(DEFAULT_LIMIT))
     }
 
     /// Large files go where space is: /tmp is often memory.
@@ -243,6 +251,7 @@ impl Cli {
             mount_options: self.options.clone(),
             cache_bytes: self.cache_bytes(),
             temp_dir: self.temp_dir(),
+            disk_cache: self.disk_cache(),
             verify: self.verify,
             create_target,
             private,

@@ -7,6 +7,7 @@ use nbdserve::error::Report;
 use nbdserve::plan::{self, LayerSpec, Pick, Plan, Purpose, Resolved};
 use serde::{Deserialize, Serialize};
 
+use super::cache::DiskCache;
 use super::image::Remote;
 
 use super::path_text;
@@ -39,6 +40,9 @@ pub struct Request {
     /// Where temp files go.
     #[serde(with = "path_text")]
     pub temp_dir: PathBuf,
+    /// What is kept for the next mount.
+    #[serde(default)]
+    pub disk_cache: DiskCache,
     /// Wait for the check of a block before serving it.
     pub verify: bool,
     /// The target does not exist: it is made, and removed again.

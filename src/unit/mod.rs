@@ -10,6 +10,7 @@
 //! mount, in the backing name of its loop device, in the backend identifier of its NBD device.
 
 pub mod busy;
+pub mod cache;
 pub mod channel;
 pub mod command;
 pub mod events;

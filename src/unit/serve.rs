@@ -287,6 +287,7 @@ fn context(request: &Request, observer: &Arc<Reporter>) -> Cx {
     let mut cx = Cx::new(request.cache_bytes);
     cx.temp_dir.clone_from(&request.temp_dir);
     cx.verify = request.verify;
+    cx.store = request.disk_cache.open();
     cx.observer = Arc::clone(observer) as Arc<dyn nbdserve::cx::Observer>;
     cx
 }

@@ -57,7 +57,7 @@ impl Sandbox {
         };
         sandbox.give(sandbox.path());
         fs::set_permissions(sandbox.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for private in ["home", "run"] {
+        for private in ["home", "run", "cache"] {
             let dir = sandbox.new_dir(private);
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
         }
@@ -173,6 +173,7 @@ impl Sandbox {
         cmd.cwd(self.path())
             .env("HOME", self.join("home"))
             .env("XDG_RUNTIME_DIR", self.join("run"))
+            .env("XDG_CACHE_HOME", self.join("cache"))
             .env("LC_ALL", "C")
             // Only folders that everybody may enter: elsewhere a missing program is "denied".
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -180,6 +181,11 @@ impl Sandbox {
             .env_remove("RUST_LOG")
             .env_remove("RUST_BACKTRACE")
             .env_remove("TMPDIR")
+    }
+
+    /// Where the cache on disk of this sandbox is.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.join("cache/loopmount")
     }
 
     fn tag(&self) -> &OsStr {

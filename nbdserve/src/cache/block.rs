@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::backing::{Backing, Copied};
 use super::budget::Reservation;
-use super::temp::TempFile;
 use crate::{Error, Kind, Result};
 
 /// Bytes of a piece; the last one of a block may be shorter.
@@ -27,9 +27,9 @@ pub(super) enum Piece {
 #[derive(Debug)]
 pub(super) enum Store {
     Memory(Box<[OnceLock<Piece>]>),
-    /// In a temp file, the first byte at `base`.
+    /// In a file, the first byte at `base`.
     File {
-        file: Arc<TempFile>,
+        file: Arc<Backing>,
         base: u64,
     },
 }
@@ -102,12 +102,12 @@ impl Block {
         Self::new(len, Store::Memory(store))
     }
 
-    pub(super) fn in_file(len: u64, file: Arc<TempFile>, base: u64) -> Self {
+    pub(super) fn in_file(len: u64, file: Arc<Backing>, base: u64) -> Self {
         Self::new(len, Store::File { file, base })
     }
 
-    /// A block that is complete in a temp file; `zero` has a bit for each piece that is zero.
-    pub(super) fn stored(len: u64, file: Arc<TempFile>, base: u64, zero: Vec<u64>) -> Self {
+    /// A block that is complete in a file; `zero` has a bit for each piece that is zero.
+    pub(super) fn stored(len: u64, file: Arc<Backing>, base: u64, zero: Vec<u64>) -> Self {
         let block = Self::in_file(len, file, base);
         {
             let mut state = block.lock();
@@ -192,7 +192,7 @@ impl Block {
         self.lock().ready
     }
 
-    /// Makes the next piece in a temp file readable.
+    /// Makes the next piece in a file readable.
     pub(super) fn publish_stored(&self, start: u64, len: usize, zero: bool) {
         let index = start / PIECE_BYTES;
         let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
@@ -339,7 +339,7 @@ impl Block {
     ///
     /// # Errors
     /// When the block turned out to be corrupt meanwhile, or the temp file cannot be read.
-    pub(super) fn copy(&self, skip: u64, buf: &mut [u8]) -> Result<()> {
+    pub(super) fn copy(&self, skip: u64, buf: &mut [u8]) -> Result<Copied> {
         let done = self.is_done();
         let mut at = skip;
         let mut rest = buf;
@@ -364,7 +364,11 @@ impl Block {
                     if self.stored_zero(at) {
                         part.fill(0);
                     } else {
-                        file.read_at(part, base + at)?;
+                        match file.read(part, base + at)? {
+                            Copied::Yes => {}
+                            // Not lost, if they were taken away because they are wrong.
+                            Copied::Lost => return self.check_corrupt().map(|()| Copied::Lost),
+                        }
                     }
                 }
             }
@@ -373,13 +377,32 @@ impl Block {
         }
         if !done {
             // The check may have failed while the bytes were copied.
-            if let Phase::Failed(error) = &self.lock().phase
-                && error.kind() == Kind::Corrupt
-            {
-                return Err(error.clone());
-            }
+            self.check_corrupt()?;
         }
-        Ok(())
+        Ok(Copied::Yes)
+    }
+
+    /// # Errors
+    /// When the block turned out to be corrupt.
+    fn check_corrupt(&self) -> Result<()> {
+        match &self.lock().phase {
+            Phase::Failed(error) if error.kind() == Kind::Corrupt => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies bytes that an earlier mount has decoded, of a block that is not decoded that far
+    /// here. False when there are none.
+    pub(super) fn copy_kept(&self, skip: u64, buf: &mut [u8]) -> bool {
+        let Store::File { file, base } = &self.store else {
+            return false;
+        };
+        if file.keeping().is_none() || !file.read_kept(buf, base + skip) {
+            return false;
+        }
+        self.lock().served = true;
+        // As for bytes that were decoded here: the check may have failed while they were copied.
+        self.check_corrupt().is_ok()
     }
 
     fn stored_zero(&self, at: u64) -> bool {
@@ -433,33 +456,9 @@ pub(super) fn may_pass(error: &Error) -> bool {
     matches!(error.kind(), Kind::Io | Kind::TimedOut)
 }
 
-/// Whether all of `bytes` are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Most data differs early; the rest is compared in strides the compiler makes wide.
-    const STRIDE: usize = 64;
-    let mut strides = bytes.chunks_exact(STRIDE);
-    strides.all(|stride| stride.iter().fold(0, |all, byte| all | byte) == 0)
-        && bytes[bytes.len() - bytes.len() % STRIDE..]
-            .iter()
-            .all(|byte| *byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn zero_is_told_from_one_bit_anywhere() {
-        for len in [0, 1, 63, 64, 65, 200] {
-            let mut bytes = vec![0; len];
-            assert!(is_zero(&bytes));
-            for at in 0..len {
-                bytes[at] = 1;
-                assert!(!is_zero(&bytes), "{at} of {len}");
-                bytes[at] = 0;
-            }
-        }
-    }
 
     #[test]
     fn a_block_is_claimed_once_and_not_dropped_while_wanted() {

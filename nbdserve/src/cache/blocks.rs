@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use super::backing::{Backing, Copied, pages_for};
 use super::block::{Block, Patience, Waited};
 use super::job::Job;
+use super::kept::Kept;
 use super::lru::Key;
 use super::pass::Passes;
 use super::pool::{Pool, Priority};
 use super::streams::Streams;
-use super::temp::TempFile;
 use super::whole::Stored;
 use crate::stats::BlockStats;
 use crate::{ByteRange, Cx, Error, Kind, Result};
@@ -23,6 +24,10 @@ const HUGE_PART: u64 = 4;
 const AHEAD_PART: u64 = 2;
 /// After this many failed blocks no more are remembered one by one: the layer fails as a whole.
 const MAX_POISONED: usize = 1 << 14;
+
+/// Decoded bytes that get lost in the cache on disk are decoded again, into a temp file then; once
+/// more for a pass that was under way meanwhile.
+const RENEWALS: u32 = 4;
 
 /// Closing waits this long for decoders to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -53,12 +58,26 @@ pub struct Huge {
     pub encoded: u64,
     /// Decoded bytes, zeroes included.
     pub decoded: u64,
+    /// A hash of where all blocks lie: what was decoded of others is not for these.
+    pub layout: u64,
 }
 
 impl Huge {
-    fn temp_file(self, name: &str, cx: &Cx) -> Result<TempFile> {
-        let Self { encoded, decoded } = self;
-        let file = TempFile::create(&cx.temp_dir, cx.temp_limit)?;
+    /// What the blocks are decoded into: the cache on disk, which may have some of it, or a temp
+    /// file.
+    fn file(self, name: &str, cx: &Cx) -> Result<Arc<Backing>> {
+        if let Some(pages) = pages_for(&Kept::passes(name, self.layout), self.encoded, cx) {
+            return Ok(Arc::new(Backing::kept(pages, cx)));
+        }
+        self.temp_file(name, cx).map(Arc::new)
+    }
+
+    fn temp_file(self, name: &str, cx: &Cx) -> Result<Backing> {
+        let Self {
+            encoded, decoded, ..
+        } = self;
+        let backing = Backing::temporary(cx)?;
+        let file = backing.temp()?;
         let room = file.room()?;
         if encoded > room {
             let what = format!(
@@ -74,7 +93,7 @@ impl Huge {
                  {room} are free: that will do only if the image is sparse"
             );
         }
-        Ok(file)
+        Ok(backing)
     }
 }
 
@@ -114,8 +133,8 @@ pub(super) struct Used {
 }
 
 impl Blocks {
-    /// The blocks of a layer called `name` in messages. Where some are too long for memory, a
-    /// temp file for them is created in `cx.temp_dir`.
+    /// The blocks of a layer called `name` in messages. Where some are too long for memory, they are
+    /// kept in the cache on disk, or a temp file for them is created in `cx.temp_dir`.
     ///
     /// Whether they will fit there is not known before they are decoded, since zeroes take no
     /// space: what is certain to fail is refused here, what may fail is said in the log.
@@ -139,8 +158,8 @@ impl Blocks {
         stored: HashMap<u64, Stored>,
         cx: &Cx,
     ) -> Result<Self> {
-        let temp = if huge.decoded > 0 {
-            Some(Arc::new(huge.temp_file(name, cx)?))
+        let file = if huge.decoded > 0 {
+            Some(huge.file(name, cx)?)
         } else {
             None
         };
@@ -149,7 +168,7 @@ impl Blocks {
             name: name.to_owned(),
             cx: cx.clone(),
             decode,
-            passes: Passes::new(temp, stored),
+            passes: Passes::new(file, stored),
             stop: AtomicBool::new(false),
             poisoned: Mutex::default(),
             zero: RwLock::default(),
@@ -195,8 +214,22 @@ impl Blocks {
             buf.fill(0);
             return Ok(());
         }
-        let block = self.wait(number, skip + buf.len() as u64, true)?;
-        block.copy(skip, buf)
+        if self.shared.read_kept(number, skip, buf) {
+            self.shared.used.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        for round in 0..RENEWALS {
+            let block = self.wait(number, skip + buf.len() as u64, round == 0)?;
+            match block.copy(skip, buf)? {
+                Copied::Yes => return Ok(()),
+                Copied::Lost => self.shared.passes.renew(&self.shared, number, &block)?,
+            }
+        }
+        let what = self.shared.decode.describe(number);
+        Err(Error::new(
+            Kind::Io,
+            format!("{what}: what was decoded gets lost each time"),
+        ))
     }
 
     /// The block, decoded up to `end`; counted as a hit or a miss or not at all.
@@ -398,6 +431,22 @@ impl Shared {
     /// Whether a block is or will be in a temp file.
     fn is_in_file(&self, number: u64) -> bool {
         self.passes.is_given(number) || Blocks::is_huge(self.decode.len(number), &self.cx)
+    }
+
+    /// Fills `buf` from what an earlier mount has left of a block that it did not complete. The pass
+    /// is begun all the same, since the block's check was never reached.
+    fn read_kept(self: &Arc<Self>, number: u64, skip: u64, buf: &mut [u8]) -> bool {
+        if self.cx.place.is_none() || self.cx.verify || !self.is_in_file(number) {
+            return false;
+        }
+        let end = skip.saturating_add(buf.len() as u64);
+        match self.passes.demand(self, number, 0) {
+            Ok(block) if self.check().is_ok() => {
+                !block.is_done() && !block.has(end, false) && block.copy_kept(skip, buf)
+            }
+            // The reader will see the error.
+            _ => false,
+        }
     }
 
     /// The block, decoded or about to be. `end` is how much of it is needed now.

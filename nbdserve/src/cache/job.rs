@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Sink;
-use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, is_zero, may_pass};
+use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, may_pass};
 use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
+use crate::bytes::is_zero;
 use crate::{Error, Kind, Result};
 
 /// What a finished block takes beside its bytes: its entries in the cache, rounded up.
@@ -231,8 +232,10 @@ impl<'a> Job<'a> {
             Store::File { file, base } => {
                 // A pass that is made again has stored the beginning already.
                 if start >= self.block.ready() {
-                    if !zero {
-                        file.write_at(bytes, base + start)?;
+                    if zero {
+                        file.write_zero(base + start);
+                    } else {
+                        file.write(bytes, base + start)?;
                     }
                     self.block.publish_stored(start, len, zero);
                 }
@@ -286,7 +289,8 @@ impl<'a> Job<'a> {
             return;
         };
         let key = self.shared.key(self.number);
-        if self.is_pass() {
+        if let Store::File { file, base } = &self.block.store {
+            file.complete(*base, self.block.len());
             running.memory.settle(0);
             self.block.finish(None);
         } else if running.kept == 0 {
@@ -318,6 +322,12 @@ impl<'a> Job<'a> {
             self.shared.cx.cache.remove(key, self.block);
         }
         let served = self.block.fail(error.clone());
+        // After that: who misses bytes shall not take them for lost.
+        if let Store::File { file, base } = &self.block.store
+            && error.kind() == Kind::Corrupt
+        {
+            file.forget(*base, self.block.len());
+        }
         if stopped {
             return;
         }

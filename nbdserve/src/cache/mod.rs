@@ -6,16 +6,18 @@
 //! * one decode per block, however many readers wait, on all cores ([`Pool`]);
 //! * an answer as soon as the asked bytes of a block are decoded, unless checks come first;
 //! * one budget for decoded blocks and decoders of all layers ([`BlockCache`]);
-//! * blocks too large for that budget decoded once, into a temp file;
+//! * blocks too large for that budget decoded once, into the cache on disk or a temp file;
 //! * damage remembered: a block whose check failed gives the same error from then on.
 //!
-//! Where a block's length is not known before it was decoded, that is done at opening, into a temp
-//! file ([`Shelf`]).
+//! Where a block's length is not known before it was decoded, that is done at opening, into the same
+//! places ([`Shelf`]).
 
+mod backing;
 mod block;
 mod blocks;
 mod budget;
 mod job;
+mod kept;
 mod lru;
 mod pass;
 mod pool;
@@ -23,9 +25,9 @@ mod streams;
 mod temp;
 mod whole;
 
-pub(crate) use block::is_zero;
 pub use blocks::{Blocks, Decode, Huge};
 pub use job::Job;
+pub(crate) use kept::Kept;
 pub use lru::BlockCache;
 pub use pool::{Pool, Priority, Work};
 pub(crate) use temp::TempFile;

@@ -5,16 +5,16 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::block::Block;
+use super::backing::{Backing, base_of};
+use super::block::{Block, Store};
 use super::blocks::Shared;
-use super::temp::TempFile;
 use super::whole::Stored;
 use crate::{Error, Kind, Result};
 
-/// The huge blocks of a layer. They are never evicted; the temp file is given back with the layer.
+/// The huge blocks of a layer. They are never evicted; a temp file is given back with the layer.
 #[derive(Debug)]
 pub(super) struct Passes {
-    temp: Option<Arc<TempFile>>,
+    file: Option<Arc<Backing>>,
     given: HashSet<u64>,
     state: Mutex<State>,
 }
@@ -24,17 +24,32 @@ struct State {
     blocks: HashMap<u64, Arc<Block>>,
     queue: VecDeque<(u64, Arc<Block>)>,
     threads: usize,
+    /// See [`Passes::renew`].
+    late: Option<Arc<Backing>>,
+}
+
+/// A block that nobody has decoded.
+fn new_block(shared: &Shared, number: u64, file: Arc<Backing>) -> Result<Block> {
+    let (offset, len) = (shared.decode.offset(number), shared.decode.len(number));
+    let base = base_of(number, offset).ok_or_else(|| {
+        let what = shared.decode.describe(number);
+        Error::new(
+            Kind::Limit,
+            format!("{what}: too far from the start to be stored"),
+        )
+    })?;
+    Ok(Block::in_file(len, file, base))
 }
 
 impl Passes {
     /// `stored` are complete already.
-    pub(super) fn new(temp: Option<Arc<TempFile>>, stored: HashMap<u64, Stored>) -> Self {
+    pub(super) fn new(file: Option<Arc<Backing>>, stored: HashMap<u64, Stored>) -> Self {
         let given = stored.keys().copied().collect();
         let blocks = stored
             .into_iter()
             .map(|(number, block)| (number, Arc::new(block.into_block())));
         Self {
-            temp,
+            file,
             given,
             state: Mutex::new(State {
                 blocks: blocks.collect(),
@@ -71,17 +86,58 @@ impl Passes {
             }
             block
         } else {
-            let Some(temp) = &self.temp else {
+            let Some(file) = &self.file else {
                 return Err(Error::new(Kind::Io, "there is no temp file"));
             };
-            let base = shared.decode.offset(number);
-            let len = shared.decode.len(number);
-            let block = Arc::new(Block::in_file(len, Arc::clone(temp), base));
+            let block = Arc::new(new_block(shared, number, Arc::clone(file))?);
             state.blocks.insert(number, Arc::clone(&block));
             block
         };
+        Self::start(shared, &mut state, number, &block)?;
+        Ok(block)
+    }
+
+    /// Has a block decoded again of which the cache on disk has lost something: into the temp
+    /// file, since it cannot be trusted any more.
+    ///
+    /// # Errors
+    /// When no thread or no temp file can be had.
+    pub(super) fn renew(&self, shared: &Arc<Shared>, number: u64, lost: &Arc<Block>) -> Result<()> {
+        let mut state = self.lock();
+        let current = state.blocks.get(&number);
+        if current.is_some_and(|block| !Arc::ptr_eq(block, lost)) {
+            return Ok(());
+        }
+        if let Store::File { file, .. } = &lost.store {
+            file.distrust();
+        }
+        let what = shared.decode.describe(number);
+        tracing::warn!("{}: {what} is damaged in the cache on disk", shared.name);
+        let file = match &self.file {
+            Some(file) => {
+                file.distrust();
+                Arc::clone(file)
+            }
+            // All blocks were there, so none was expected to need one.
+            None => match state.late.clone() {
+                Some(late) => late,
+                None => Arc::clone(state.late.insert(Arc::new(Backing::temporary(&shared.cx)?))),
+            },
+        };
+        let block = Arc::new(new_block(shared, number, file)?);
+        state.blocks.insert(number, Arc::clone(&block));
+        Self::start(shared, &mut state, number, &block)
+    }
+
+    /// Puts a block into the queue, and sees to it that somebody looks there.
+    fn start(
+        shared: &Arc<Shared>,
+        state: &mut State,
+        number: u64,
+        block: &Arc<Block>,
+    ) -> Result<()> {
         // What was asked for last is needed first.
-        state.queue.push_front((number, Arc::clone(&block)));
+        state.queue.push_front((number, Arc::clone(block)));
         if state.threads < shared.cx.pool.threads() {
             let owned = Arc::clone(shared);
             let started = thread::Builder::new()
@@ -97,7 +153,7 @@ impl Passes {
                 }
             }
         }
-        Ok(block)
+        Ok(())
     }
 
     /// The life of one thread: passes until none waits.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Sink;
-use super::block::{Block, PIECE, PIECE_BYTES, is_zero};
+use super::backing::{Backing, new_pages_for};
+use super::block::{Block, PIECE, PIECE_BYTES};
 use super::blocks::Blocks;
 use super::budget::{Class, Reservation};
 use super::job::TELL;
-use super::temp::TempFile;
+use super::kept::Kept;
+use crate::bytes::is_zero;
 use crate::{Cx, Error, Kind, Result};
 
 /// Where blocks of unknown length are stored, one after the other. Made once for a layer.
@@ -16,7 +18,7 @@ use crate::{Cx, Error, Kind, Result};
 pub struct Shelf {
     name: String,
     cx: Cx,
-    file: Arc<TempFile>,
+    file: Arc<Backing>,
     /// Where the next block begins in the file.
     base: u64,
 }
@@ -25,12 +27,16 @@ impl Shelf {
     /// For the layer called `name` in messages.
     ///
     /// # Errors
-    /// When no temp file can be created.
+    /// When nothing is kept on disk and no temp file can be created.
     pub fn new(name: &str, cx: &Cx) -> Result<Self> {
+        let file = match new_pages_for(&Kept::shelf(name), cx) {
+            Some(pages) => Backing::kept(pages, cx),
+            None => Backing::temporary(cx)?,
+        };
         Ok(Self {
             name: name.to_owned(),
             cx: cx.clone(),
-            file: Arc::new(TempFile::create(&cx.temp_dir, cx.temp_limit)?),
+            file: Arc::new(file),
             base: 0,
         })
     }
@@ -106,10 +112,10 @@ pub struct Whole<'a> {
 /// A block that was decoded as a whole, for [`Blocks::with_stored`].
 #[derive(Debug)]
 pub struct Stored {
-    file: Arc<TempFile>,
-    base: u64,
-    len: u64,
-    zero: Vec<u64>,
+    pub(super) file: Arc<Backing>,
+    pub(super) base: u64,
+    pub(super) len: u64,
+    pub(super) zero: Vec<u64>,
 }
 
 impl Stored {
@@ -179,16 +185,17 @@ impl Whole<'_> {
         if self.zero.len() <= word {
             self.zero.resize(word + 1, 0);
         }
+        let end = self.shelf.base.checked_add(self.at);
+        let end = end.filter(|end| *end <= i64::MAX.unsigned_abs() - PIECE_BYTES);
+        let at = end.ok_or_else(|| {
+            let what = format!("more than {} decoded bytes", self.at);
+            Error::new(Kind::Limit, what)
+        })?;
         if is_zero(bytes) {
             self.zero[word] |= 1 << (index % 64);
+            self.shelf.file.write_zero(at);
         } else {
-            let end = self.shelf.base.checked_add(self.at);
-            let end = end.filter(|end| *end <= i64::MAX.unsigned_abs() - PIECE_BYTES);
-            let at = end.ok_or_else(|| {
-                let what = format!("more than {} decoded bytes", self.at);
-                Error::new(Kind::Limit, what)
-            })?;
-            self.shelf.file.write_at(bytes, at)?;
+            self.shelf.file.write(bytes, at)?;
         }
         self.at += self.filled as u64;
         self.filled = 0;

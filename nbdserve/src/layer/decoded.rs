@@ -2,10 +2,13 @@
 //! lie, has them decoded when they are read or about to be, and passes on which are zero.
 
 use std::collections::HashMap;
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cache::{Blocks, Decode, Huge, Stored};
+use twox_hash::XxHash3_64;
+
+use crate::cache::{Blocks, Decode, Huge, Kept, Stored};
 use crate::stats::BlockStats;
 use crate::{Access, ByteRange, Cx, Device, ExtentFlags, Extents, Geometry, Result, Volume};
 
@@ -61,7 +64,8 @@ pub(super) struct Decoded<L> {
 }
 
 impl<L: Layout> Decoded<L> {
-    /// The image as a volume called `name`.
+    /// The image as a volume called `name`. What earlier mounts have decoded is found in `cx.place`
+    /// by that name: a layer that makes several images gives each a place of its own.
     ///
     /// # Errors
     /// As [`Blocks::new`].
@@ -69,25 +73,37 @@ impl<L: Layout> Decoded<L> {
         Self::volume_with(name, layout, HashMap::new(), cx)
     }
 
-    /// As [`Self::volume`], where some blocks (by number) were decoded at opening.
+    /// As [`Self::volume`], where some blocks (by number) were decoded at opening, and their checks
+    /// have passed.
     ///
     /// # Errors
     /// As [`Blocks::new`].
     pub(super) fn volume_with(
         name: &'static str,
         layout: Arc<L>,
-        stored: HashMap<u64, Stored>,
+        mut stored: HashMap<u64, Stored>,
         cx: &Cx,
     ) -> Result<Volume> {
+        Kept::save(name, &stored, cx);
+        let place = fingerprint(&*layout);
+        let kept = Kept::find(name, place, cx);
         let mut longest = 0;
-        let mut huge = Huge::default();
+        let mut huge = Huge {
+            layout: place,
+            ..Huge::default()
+        };
         for number in 0..layout.count() {
             if stored.contains_key(&number) || layout.is_zero(number) {
                 continue;
             }
             let len = layout.len(number);
+            let is_huge = Blocks::is_huge(len, cx);
+            if let Some(block) = kept.take(number, layout.offset(number), len, is_huge) {
+                stored.insert(number, block);
+                continue;
+            }
             longest = len.max(longest);
-            if Blocks::is_huge(len, cx) {
+            if is_huge {
                 huge.encoded = huge.encoded.saturating_add(layout.encoded(number));
                 huge.decoded = huge.decoded.saturating_add(len);
             }
@@ -161,6 +177,17 @@ impl<L: Layout> Decoded<L> {
             }
         }
     }
+}
+
+/// A hash of where all blocks lie.
+fn fingerprint(layout: &impl Layout) -> u64 {
+    let mut hasher = XxHash3_64::with_seed(layout.size());
+    for number in 0..layout.count() {
+        hasher.write_u64(layout.offset(number));
+        hasher.write_u64(layout.len(number));
+        hasher.write_u64(layout.encoded(number));
+    }
+    hasher.finish()
 }
 
 impl<L: Layout> Device for Decoded<L> {

@@ -220,7 +220,7 @@ enum Found {
 
 /// The way from the source to the innermost volume so far.
 struct Walk<'a> {
-    /// With the place of `volume`.
+    /// With the place of the innermost layer.
     cx: Cx,
     name: &'a str,
     volume: Volume,
@@ -233,8 +233,13 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(source: Volume, name: &'a str, cx: &Cx) -> Self {
+        let mut cx = cx.clone();
+        if let (None, Some(store)) = (&cx.place, &cx.store) {
+            let identity = source.source_identity();
+            cx.place = identity.map(|identity| store.place(&identity, name));
+        }
         Self {
-            cx: cx.clone(),
+            cx,
             name,
             source_range: Some(ByteRange::between(0, source.size())),
             chain: vec![source.clone()],
@@ -258,6 +263,9 @@ impl<'a> Walk<'a> {
             return Err(Error::new(Kind::Limit, what)
                 .hint("--layer NAME... --layer raw opens the outer ones only"));
         }
+        // What is kept is kept for the layer with these arguments, on what lies below it.
+        let place = self.cx.place.as_ref();
+        self.cx.place = place.map(|place| place.inside(&spec.to_string()));
         let volume = (layer.open)(&self.volume, spec.args(), &self.cx)
             .map_err(|error| error.in_layer(layer.name))?;
         self.source_range = match self.source_range {
@@ -269,8 +277,6 @@ impl<'a> Walk<'a> {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
-        let place = self.cx.place.take();
-        self.cx.place = place.map(|place| place.inside(&spec.to_string()));
         self.chain.push(volume.clone());
         self.volume = volume;
         self.steps.push(Step {

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::{Errno, retry_on_intr};
@@ -45,6 +46,11 @@ pub struct File {
     /// Why written data may be lost: the kernel reports it to one fdatasync only.
     unsynced: OnceLock<Error>,
 }
+
+/// A file system notes the time of a change in steps of the kernel's clock, so long at most.
+const CLOCK_STEP: Duration = Duration::from_millis(20);
+/// The steps of file systems that keep whole seconds, or every second one.
+const COARSE_STEP: Duration = Duration::from_secs(2);
 
 /// What tells that a file was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +143,45 @@ impl File {
             changed: OnceLock::new(),
             unsynced: OnceLock::new(),
         })
+    }
+
+    /// Device, inode, size and times. `None` for a block device, a file that is open for writing,
+    /// and one that was changed so lately that a later change might not be told from it.
+    ///
+    /// A file that was changed a moment ago is waited for, so that a later change has another time.
+    fn times_and_place(&self) -> Option<String> {
+        let then = self.stamp.filter(|_| self.mode == OpenMode::ReadOnly)?;
+        for _ in 0..2 {
+            let stat = rustix::fs::fstat(&self.fd).ok()?;
+            if Stamp::of(&stat) != then {
+                return None;
+            }
+            let whole = stat.st_ctime_nsec == 0 && stat.st_mtime_nsec == 0;
+            let step = if whole { COARSE_STEP } else { CLOCK_STEP };
+            let changed = Duration::new(
+                u64::try_from(stat.st_ctime).ok()?,
+                u32::try_from(stat.st_ctime_nsec).ok()?,
+            );
+            // An error when it is of the future: then times say nothing.
+            let age = UNIX_EPOCH.checked_add(changed)?.elapsed().ok()?;
+            if age > step {
+                return Some(format!(
+                    "file\ndevice {}\ninode {}\nsize {}\nmodified {}.{:09}\nchanged {}.{:09}",
+                    stat.st_dev,
+                    stat.st_ino,
+                    stat.st_size,
+                    stat.st_mtime,
+                    stat.st_mtime_nsec,
+                    stat.st_ctime,
+                    stat.st_ctime_nsec
+                ));
+            }
+            if step > CLOCK_STEP {
+                return None;
+            }
+            std::thread::sleep(step);
+        }
+        None
     }
 
     /// The name it was opened with.
@@ -310,6 +355,10 @@ impl Device for File {
             // A hint: what it cannot do, the read will.
             let _ = rustix::fs::fadvise(&self.fd, range.start(), Some(len), Advice::WillNeed);
         }
+    }
+
+    fn source_identity(&self) -> Option<String> {
+        self.times_and_place()
     }
 
     fn close(&self) -> Result<()> {

@@ -6,6 +6,7 @@
 
 mod downloading;
 mod failing;
+mod kept;
 mod layers;
 mod opening;
 mod reading;

@@ -5,6 +5,7 @@ mod conformance;
 mod damage;
 mod forge;
 mod frontier;
+mod kept;
 mod model;
 mod tools;
 

@@ -139,6 +139,11 @@ impl Probe {
 }
 
 impl Probe {
+    /// Bytes of the source.
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     /// All bytes that were ever asked for.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.wait_for_bytes(0)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::cursor::{Cursor, Event};
 use super::index::{Builder, DISTANCE, Entry, Index};
 use super::{Framing, Source, memory, wide};
-use crate::cache::is_zero;
+use crate::bytes::is_zero;
 use crate::sys::zlib::{Inflate, Stop, WINDOW};
 use crate::{Cx, Error, Kind, Result};
 

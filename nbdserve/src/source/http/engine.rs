@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use super::disk::Disk;
 use super::fetch;
 use super::remote::{Body, Remote};
 use super::store::{CHUNK, PAGE, chunks};
@@ -31,6 +32,8 @@ pub(super) struct Engine {
     handle: Handle,
     cancel: Cancel,
     limits: Limits,
+    /// What is kept for the next mount.
+    disk: Option<Arc<Disk>>,
     state: Mutex<State>,
     /// Something has arrived, failed or ended.
     news: Condvar,
@@ -79,6 +82,7 @@ impl Engine {
         handle: Handle,
         cancel: Cancel,
         limits: Limits,
+        disk: Option<Arc<Disk>>,
     ) -> Arc<Self> {
         let size = remote.size();
         let state = State {
@@ -94,6 +98,7 @@ impl Engine {
             handle,
             cancel,
             limits,
+            disk,
             state: Mutex::new(state),
             news: Condvar::new(),
         });
@@ -125,10 +130,27 @@ impl Engine {
             if let Some(error) = &state.dead {
                 return Err(error.clone());
             }
-            let piece = Store::first_piece(ByteRange::between(at, range.end()));
-            if let Some(memory) = state.store.read(piece) {
+            let mut piece = Store::first_piece(ByteRange::between(at, range.end()));
+            let from = (at - offset) as usize;
+            let mut memory = state.store.read(piece);
+            if let (None, Some(disk)) = (&memory, &self.disk) {
+                // What is in memory is read there.
+                let missing = state.store.missing(piece.start() / CHUNK, piece);
+                let (part, is_there) = disk.split(piece, missing);
+                piece = part;
+                if is_there {
+                    drop(state);
+                    if disk.read(&mut buf[from..from + piece.len() as usize], at) {
+                        at = piece.end();
+                        wait.forget();
+                    }
+                    state = self.lock();
+                    continue;
+                }
+                memory = state.store.read(piece);
+            }
+            if let Some(memory) = memory {
                 drop(state);
-                let from = (at - offset) as usize;
                 copy_out(&memory, at, &mut buf[from..from + piece.len() as usize]);
                 at = piece.end();
                 wait.forget();
@@ -179,7 +201,7 @@ impl Engine {
         if state.dead.is_some() {
             return;
         }
-        for mut gap in state.gaps(range) {
+        for mut gap in state.gaps(range, self.disk.as_deref()) {
             while !gap.is_empty() {
                 let end = gap.start().saturating_add(longest).min(gap.end());
                 state.add_merged(ByteRange::between(gap.start(), end), urgent, longest);
@@ -242,6 +264,9 @@ impl Engine {
         if !new.is_empty() {
             flight.at = whole;
             state.store.fill(new);
+            if let Some(disk) = &self.disk {
+                disk.keep(new, |index| state.store.memory(index));
+            }
             self.news.notify_all();
         }
     }
@@ -259,6 +284,13 @@ impl Engine {
         }
         self.start_waiting(&mut state, None);
         self.news.notify_all();
+    }
+
+    /// Waits, with a bound, until what has arrived is kept.
+    pub(super) fn flush(&self) {
+        if let Some(disk) = &self.disk {
+            disk.close();
+        }
     }
 
     /// Nothing will be read any more, because of `error`; the first one counts.
@@ -288,10 +320,13 @@ impl Limits {
 
 impl State {
     /// The parts of `range`, which is aligned to pages, that are neither there nor on their way.
-    fn gaps(&self, range: ByteRange) -> Vec<ByteRange> {
+    fn gaps(&self, range: ByteRange, disk: Option<&Disk>) -> Vec<ByteRange> {
         let mut gaps: Vec<ByteRange> = Vec::new();
         for index in chunks(range) {
             let mut missing = self.store.missing(index, range);
+            if let Some(disk) = disk.filter(|_| missing != 0) {
+                missing &= !disk.present(index);
+            }
             for flight in &self.flights {
                 missing &= !mask(index, ByteRange::between(flight.at, flight.range.end()));
             }

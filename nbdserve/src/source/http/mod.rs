@@ -3,6 +3,7 @@
 //! ```text
 //!  readers (threads) -> engine: what is there, what is on its way, what must be asked for
 //!                         |  streams: how much to ask for       store: pages in memory
+//!                         |                                     disk: pages kept on disk
 //!  tokio, one thread  -> fetch: one range, resumed when it breaks off
 //!                          -> remote: the redirect's target, and is it still the same file?
 //!                               -> transport: one request, credentials, TLS
@@ -16,6 +17,7 @@
 mod address;
 mod answer;
 mod credentials;
+mod disk;
 mod download;
 mod engine;
 mod failure;
@@ -35,10 +37,13 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 pub use options::{HttpIdentity, HttpOptions, HttpStats};
 
 use self::address::Address;
 use self::credentials::Credentials;
+use self::disk::Disk;
 use self::engine::{Engine, Limits, MOST_IN_FLIGHT};
 use self::remote::Remote;
 use self::runtime::Worker;
@@ -52,11 +57,12 @@ pub struct Http {
     engine: Arc<Engine>,
     worker: Worker,
     geometry: Geometry,
+    identity: Option<String>,
 }
 
 impl Http {
     /// Finds the file, with one request (and one for each redirect) that also fetches its first
-    /// bytes.
+    /// bytes. What is fetched is kept in `cx.store`, when the server sends a strong validator.
     ///
     /// From then on, a request that gets no further for `cx.no_progress` is given up, however
     /// often it was repeated; a read that waits for it ends a sixteenth of that and a tenth of a
@@ -84,11 +90,16 @@ impl Http {
             access: Access::Random,
         };
         let handle = worker.handle()?;
-        let engine = Engine::start(remote, body, handle, cx.cancel.clone(), limits);
+        let identity = identity(&remote, url);
+        let place = cx.store.as_ref().zip(identity.as_ref());
+        let place = place.map(|(store, identity)| store.place(identity, &remote.identity().url));
+        let disk = place.and_then(|place| Disk::open(&place, remote.size(), limits.memory));
+        let engine = Engine::start(remote, body, handle, cx.cancel.clone(), limits, disk);
         Ok(Self {
             engine,
             worker,
             geometry,
+            identity,
         })
     }
 
@@ -132,7 +143,31 @@ impl Http {
     fn stop(&self) {
         self.engine.die(Error::new(Kind::Io, "it is closed"));
         self.worker.stop();
+        self.engine.flush();
     }
+}
+
+/// This version of the file. Only a strong ETag promises that the same bytes are met again.
+fn identity(remote: &Remote, url: &str) -> Option<String> {
+    let HttpIdentity {
+        url: shown,
+        strong_etag,
+        size,
+        ..
+    } = remote.identity();
+    let Some(etag) = strong_etag else {
+        tracing::info!("{shown}: no strong ETag, so nothing is kept on disk");
+        return None;
+    };
+    // The query may tell files apart, and may hold what nobody else shall see. Credentials do
+    // not: who has others gets another ETag or the same bytes.
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let query = query.split('#').next().unwrap_or_default();
+    let digest = Sha256::digest(query.as_bytes());
+    let query: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(format!(
+        "http\nurl {shown}\nquery {query}\netag {etag}\nsize {size}"
+    ))
 }
 
 /// Whom to ask, and with what.
@@ -158,6 +193,10 @@ impl Device for Http {
 
     fn will_need(&self, range: ByteRange) {
         self.engine.hint(range);
+    }
+
+    fn source_identity(&self) -> Option<String> {
+        self.identity.clone()
     }
 
     fn close(&self) -> Result<()> {

@@ -73,6 +73,12 @@ impl Store {
         Some(Arc::clone(&chunk.memory))
     }
 
+    /// The memory of a chunk.
+    pub(super) fn memory(&self, index: u64) -> Option<Memory> {
+        let chunk = self.chunks.get(&index)?;
+        Some(Arc::clone(&chunk.memory))
+    }
+
     /// Which pages of a chunk are missing from `range`.
     pub(super) fn missing(&self, index: u64, range: ByteRange) -> u64 {
         let present = self.chunks.get(&index).map_or(0, |chunk| chunk.present);

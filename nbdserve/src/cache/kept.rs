@@ -1,0 +1,116 @@
+//! What earlier mounts have decoded of a layer's blocks, for good.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::backing::{Backing, base_of, find};
+use super::whole::Stored;
+use crate::Cx;
+use crate::bytes::le64;
+
+/// The longest list of a shelf's blocks that is kept: 43690 of them.
+const LONGEST_LIST: u64 = 1 << 20;
+/// Bytes of the id of a list's pages, before its entries.
+const ID: usize = 8;
+/// Bytes of a list's entry: number, base, length.
+const ENTRY: usize = 24;
+
+/// Where the blocks of a shelf are, and how long, by number.
+type List = HashMap<u64, (u64, u64)>;
+
+/// The complete blocks that are kept of the layer called `name`.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    passes: Option<Arc<Backing>>,
+    shelf: Option<Arc<Backing>>,
+    list: List,
+}
+
+impl Kept {
+    /// What there is; `layout` is a hash of where all blocks lie.
+    pub(crate) fn find(name: &str, layout: u64, cx: &Cx) -> Self {
+        let shelf = find(&Self::shelf(name), cx);
+        let list = Self::load_list(name, cx);
+        // Who fills a shelf anew may put its blocks elsewhere.
+        let right = shelf.as_ref().and_then(|shelf| shelf.id()).zip(list);
+        let list = right
+            .filter(|(id, (of, _))| id == of)
+            .map(|(_, (_, list))| list);
+        Self {
+            passes: find(&Self::passes(name, layout), cx),
+            shelf,
+            list: list.unwrap_or_default(),
+        }
+    }
+
+    /// The block `number`, of `len` bytes from `offset` on, if it is kept as a whole. `huge` says
+    /// whether it is decoded behind a frontier.
+    pub(crate) fn take(&self, number: u64, offset: u64, len: u64, huge: bool) -> Option<Stored> {
+        if let (Some(shelf), Some((base, found))) = (&self.shelf, self.list.get(&number))
+            && *found == len
+            && shelf.is_complete(*base, len)
+        {
+            return Some(stored(shelf, *base, len));
+        }
+        let passes = self.passes.as_ref().filter(|_| huge)?;
+        let base = base_of(number, offset)?;
+        passes
+            .is_complete(base, len)
+            .then(|| stored(passes, base, len))
+    }
+
+    /// Notes which blocks are on the layer's shelf, so that the next mount finds them. Their
+    /// checks must have passed.
+    pub(crate) fn save(name: &str, blocks: &HashMap<u64, Stored>, cx: &Cx) {
+        let Some(place) = &cx.place else { return };
+        let mut ids = blocks.values().filter_map(|block| block.file.id());
+        let Some(id) = ids.next() else { return };
+        let mut list = id.to_le_bytes().to_vec();
+        for (number, block) in blocks {
+            if block.file.keeping().is_none() || block.file.id() != Some(id) {
+                continue;
+            }
+            block.file.complete(block.base, block.len);
+            for field in [*number, block.base, block.len] {
+                list.extend(field.to_le_bytes());
+            }
+        }
+        if list.len() > ID && list.len() as u64 <= LONGEST_LIST {
+            place.save(&Self::list(name), &list);
+        }
+    }
+
+    /// The id of the pages that the list is about, and the list.
+    fn load_list(name: &str, cx: &Cx) -> Option<(u64, List)> {
+        let bytes = cx.place.as_ref()?.load(&Self::list(name), LONGEST_LIST)?;
+        let id = le64(&bytes, 0)?;
+        let entries = bytes.get(ID..)?.chunks_exact(ENTRY).filter_map(|entry| {
+            let (number, base, len) = (le64(entry, 0)?, le64(entry, 8)?, le64(entry, 16)?);
+            Some((number, (base, len)))
+        });
+        Some((id, entries.collect()))
+    }
+
+    /// What the pieces of huge blocks are kept as.
+    pub(super) fn passes(name: &str, layout: u64) -> String {
+        format!("{name}-passes-1-{layout:016x}")
+    }
+
+    /// What the pieces of blocks of unknown length are kept as.
+    pub(super) fn shelf(name: &str) -> String {
+        format!("{name}-shelf-1")
+    }
+
+    fn list(name: &str) -> String {
+        format!("{name}-shelf-list-1")
+    }
+}
+
+fn stored(file: &Arc<Backing>, base: u64, len: u64) -> Stored {
+    Stored {
+        file: Arc::clone(file),
+        base,
+        len,
+        zero: file.zero_pieces(base, len),
+    }
+}

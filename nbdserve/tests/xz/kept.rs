@@ -1,0 +1,305 @@
+//! A block that was decoded once, in the cache on disk.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nbdserve::store::{Place, Store};
+use nbdserve::testing::Rng;
+use nbdserve::{Access, ByteRange, Cx, Kind, Volume};
+
+use crate::tools::{MIB, Probe, Witness, image, noise, open_on, read, try_read_all, xz};
+
+/// A context in which blocks of more than 2 MiB are decoded once, with a cache in `folder`.
+fn keeping(folder: &Path) -> Cx {
+    keeping_at_most(folder, 1 << 30)
+}
+
+fn keeping_at_most(folder: &Path, limit: u64) -> Cx {
+    let mut cx = Cx::new(8 << 20);
+    let store = Store::with_limit(folder, limit).unwrap();
+    cx.place = Some(Place::new(store, "the image"));
+    cx
+}
+
+fn decodes(volume: &Volume) -> u64 {
+    volume.stats().blocks.unwrap().decodes
+}
+
+/// The files of decoded bytes.
+fn kept(folder: &Path) -> Vec<PathBuf> {
+    let images = fs::read_dir(folder.join("images")).unwrap();
+    let files = images.flat_map(|image| fs::read_dir(image.unwrap().path()).unwrap());
+    files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "pages"))
+        .collect()
+}
+
+/// Reads all, the end first.
+fn pass_over(volume: &Volume, bytes: &[u8]) {
+    let last = bytes.len() - 1;
+    assert_eq!(read(volume, last, 1).unwrap(), bytes[last..]);
+    assert!(try_read_all(volume).unwrap() == bytes);
+}
+
+/// The image is decoded once, to its end.
+fn decode_once(file: &[u8], bytes: &[u8], folder: &Path) {
+    let witness = Arc::new(Witness::default());
+    let mut cx = keeping(folder);
+    cx.observer = witness.clone();
+    let volume = open_on(&Probe::new(file.to_vec()).volume(), &cx).unwrap();
+    pass_over(&volume, bytes);
+    assert_eq!(witness.wait_complete(), bytes.len() as u64);
+    volume.close().unwrap();
+}
+
+#[test]
+fn the_second_time_nothing_is_decoded_or_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(12 * MIB, 71);
+    let file = xz(&bytes, &["-0"]);
+    decode_once(&file, &bytes, folder.path());
+
+    let probe = Probe::new(file);
+    let mut cx = keeping(folder.path());
+    // The cache does not need a temp file, and is good enough for those who want all checked.
+    cx.temp_dir = "/nonexistent".into();
+    cx.verify = true;
+    let volume = open_on(&probe.volume(), &cx).unwrap();
+    assert_eq!(volume.geometry().access, Access::Random);
+    probe.take_reads();
+    let mut rng = Rng::new(1);
+    for _ in 0..100 {
+        let at = rng.below(12 * MIB as u64) as usize;
+        let len = (rng.below(600_000) as usize).min(12 * MIB - at);
+        assert!(read(&volume, at, len).unwrap() == bytes[at..at + len]);
+    }
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert_eq!(probe.take_reads(), []);
+    let stats = volume.stats().blocks.unwrap();
+    assert_eq!((stats.decodes, stats.misses), (0, 0));
+    // What was zero is known to be, as it was the first time.
+    let zero = |volume: &Volume| -> u64 {
+        let all = ByteRange::between(0, volume.size());
+        let extents = volume.extents(all).unwrap();
+        let runs = extents.runs().iter().filter(|run| run.flags.zero);
+        runs.map(|run| run.range.len()).sum()
+    };
+    let without = open_on(&probe.volume(), &Cx::new(8 << 20)).unwrap();
+    assert!(try_read_all(&without).unwrap() == bytes);
+    assert!(zero(&volume) > 0 && zero(&volume) == zero(&without));
+}
+
+#[test]
+fn several_blocks_are_kept_each_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(16 * MIB, 72);
+    let file = xz(&bytes, &["-0", "--block-size=5000001"]);
+    let one = keeping(folder.path());
+    let volume = open_on(&Probe::new(file.clone()).volume(), &one).unwrap();
+    assert!(read(&volume, 5_000_002, 4_000_000).unwrap() == bytes[5_000_002..9_000_002]);
+    wait_until_kept(5_000_002, &file, folder.path());
+    volume.close().unwrap();
+    let volume = open_on(&Probe::new(file).volume(), &keeping(folder.path())).unwrap();
+    assert!(read(&volume, 6_000_000, 1000).unwrap() == bytes[6_000_000..6_001_000]);
+    assert_eq!(decodes(&volume), 0);
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert_eq!(decodes(&volume), 3);
+}
+
+/// Waits until a new opening finds the block at `offset` complete: its check comes after its bytes.
+fn wait_until_kept(offset: u64, file: &[u8], folder: &Path) {
+    loop {
+        let volume = open_on(&Probe::new(file.to_vec()).volume(), &keeping(folder)).unwrap();
+        let found = volume.read_vec(offset, 1).is_ok() && decodes(&volume) == 0;
+        volume.close().unwrap();
+        if found {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_pass_that_was_interrupted_leaves_what_it_had() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise(8 * MIB, 73);
+    let file = xz(&bytes, &["-0"]);
+    let probe = Probe::new(file.clone());
+    let volume = open_on(&probe.volume(), &keeping(folder.path())).unwrap();
+    probe.fail_from(Some(5 << 20));
+    assert!(read(&volume, 7 * MIB, 10).is_err());
+    volume.close().unwrap();
+
+    let probe = Probe::new(file);
+    let volume = open_on(&probe.volume(), &keeping(folder.path())).unwrap();
+    // Nothing more comes out of the source, and what was decoded is read all the same.
+    probe.hold_from(1 << 20);
+    assert!(read(&volume, 2 * MIB + 5, MIB).unwrap() == bytes[2 * MIB + 5..3 * MIB + 5]);
+    assert!(read(&volume, 0, 100).unwrap() == bytes[..100]);
+    probe.release();
+    pass_over(&volume, &bytes);
+    volume.close().unwrap();
+}
+
+#[test]
+fn what_is_not_checked_is_not_served_to_who_wants_it_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise(6 * MIB, 74);
+    let mut file = xz(&bytes, &["-0"]);
+    let probe = Probe::new(file.clone());
+    let volume = open_on(&probe.volume(), &keeping(folder.path())).unwrap();
+    probe.fail_from(Some(5 << 20));
+    assert!(read(&volume, 5 * MIB + 700_000, 10).is_err());
+    volume.close().unwrap();
+    // The check was never reached; now it fails.
+    let end = file.len() - 100;
+    file[end - MIB / 2] ^= 1;
+    let mut cx = keeping(folder.path());
+    cx.verify = true;
+    let volume = open_on(&Probe::new(file).volume(), &cx).unwrap();
+    assert_eq!(read(&volume, 0, 100).unwrap_err().kind(), Kind::Corrupt);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_block_whose_check_fails_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise(6 * MIB, 75);
+    let mut file = xz(&bytes, &["-0", "--check=crc32"]);
+    // In the stored bytes of an incompressible chunk: found by the check alone.
+    file[2 * MIB] ^= 1;
+    for _ in 0..2 {
+        let witness = Arc::new(Witness::default());
+        let mut cx = keeping(folder.path());
+        cx.observer = witness.clone();
+        let volume = open_on(&Probe::new(file.clone()).volume(), &cx).unwrap();
+        // The first bytes may be served before the check is reached.
+        while let Ok(found) = read(&volume, 0, 100) {
+            assert!(found == bytes[..100]);
+        }
+        assert_eq!(read(&volume, 0, 1).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(witness.wait_poisoned().len(), 1);
+        volume.close().unwrap();
+    }
+}
+
+#[test]
+fn damage_in_the_cache_costs_a_pass_and_no_wrong_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(8 * MIB, 76);
+    let file = xz(&bytes, &["-0"]);
+    let mut rng = Rng::new(5);
+    for round in 0..12 {
+        decode_once(&file, &bytes, folder.path());
+        let [path] = &kept(folder.path())[..] else {
+            panic!("one file of pages is expected");
+        };
+        let pages = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let len = pages.metadata().unwrap().len();
+        let mut places = Rng::new(round);
+        let mut damage = || match round % 4 {
+            0 => pages.set_len(len / 2).unwrap(),
+            1 => pages.set_len(0).unwrap(),
+            _ => {
+                for _ in 0..2000 {
+                    let mut byte = [0];
+                    let at = places.below(len);
+                    let _ = pages.read_at(&mut byte, at).unwrap();
+                    pages.write_all_at(&[!byte[0]], at).unwrap();
+                }
+                pages
+                    .write_all_at(&[0x55; 100_000], len - 1_000_000)
+                    .unwrap();
+            }
+        };
+        let cx = keeping(folder.path());
+        let before = rng.below(2) == 0;
+        if before {
+            damage();
+        }
+        let volume = open_on(&Probe::new(file.clone()).volume(), &cx).unwrap();
+        if !before {
+            // While it is open, and known to be complete.
+            assert!(read(&volume, 3 * MIB, 10).unwrap() == bytes[3 * MIB..3 * MIB + 10]);
+            damage();
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| assert!(try_read_all(&volume).unwrap() == bytes));
+            }
+        });
+        assert!(decodes(&volume) >= 1, "round {round}");
+        volume.close().unwrap();
+        fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn an_image_that_is_too_large_is_decoded_into_a_temp_file() {
+    let bytes = noise(48 * MIB, 77);
+    let file = xz(&bytes, &["-0"]);
+    for limit in [1 << 20, 49 << 20, 50 << 20] {
+        let folder = tempfile::tempdir().unwrap();
+        let cx = keeping_at_most(folder.path(), limit);
+        let volume = open_on(&Probe::new(file.clone()).volume(), &cx).unwrap();
+        pass_over(&volume, &bytes);
+        volume.close().unwrap();
+        if limit < 48 << 20 {
+            assert_eq!(kept(folder.path()).len(), 0, "{limit}");
+        }
+    }
+    // One that turns out to be too large.
+    let mut bytes = vec![7; 80 * MIB];
+    for (number, piece) in bytes.chunks_mut(4096).enumerate() {
+        piece[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    let file = xz(&bytes, &["-0"]);
+    let folder = tempfile::tempdir().unwrap();
+    let cx = keeping_at_most(folder.path(), 20 << 20);
+    let volume = open_on(&Probe::new(file).volume(), &cx).unwrap();
+    pass_over(&volume, &bytes);
+    assert_eq!(kept(folder.path()).len(), 0);
+    volume.close().unwrap();
+}
+
+#[test]
+fn what_is_deleted_while_it_is_read_is_read_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(8 * MIB, 78);
+    let file = xz(&bytes, &["-0"]);
+    decode_once(&file, &bytes, folder.path());
+    let volume = open_on(&Probe::new(file).volume(), &keeping(folder.path())).unwrap();
+    Store::open(folder.path()).unwrap().clear(|_| true).unwrap();
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert_eq!(decodes(&volume), 0);
+    // And one whose pass is under way.
+    let bytes = noise(8 * MIB, 78);
+    let probe = Probe::new(xz(&bytes, &["-0"]));
+    let volume = open_on(&probe.volume(), &keeping(folder.path())).unwrap();
+    probe.hold_from(probe.size() / 2);
+    assert!(read(&volume, 0, 100).unwrap() == bytes[..100]);
+    Store::open(folder.path()).unwrap().clear(|_| true).unwrap();
+    probe.release();
+    pass_over(&volume, &bytes);
+}
+
+#[test]
+fn two_units_that_decode_at_the_same_time_help_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(8 * MIB, 79);
+    let file = xz(&bytes, &["-0"]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| decode_once(&file, &bytes, folder.path()));
+        }
+    });
+    let volume = open_on(&Probe::new(file).volume(), &keeping(folder.path())).unwrap();
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert_eq!(decodes(&volume), 0);
+}
