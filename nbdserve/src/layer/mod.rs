@@ -4,14 +4,17 @@
 //! precise error out) and `mod.rs` (its [`LayerType`] and its device).
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
+pub(crate) mod archive;
 mod decoded;
 mod input;
 pub mod offset;
 pub mod partition;
 mod scan;
 mod spans;
+pub mod tar;
 mod window;
 pub mod xz;
+pub mod zip;
 pub mod zstd;
 
 use std::collections::BTreeMap;
@@ -19,7 +22,14 @@ use std::collections::BTreeMap;
 use crate::{Cx, Result, Volume};
 
 /// Every layer that can be named or found by probing.
-pub static LAYERS: &[&LayerType] = &[&xz::XZ, &zstd::ZSTD, &offset::OFFSET, &partition::PARTITION];
+pub static LAYERS: &[&LayerType] = &[
+    &xz::XZ,
+    &zstd::ZSTD,
+    &tar::TAR,
+    &zip::ZIP,
+    &offset::OFFSET,
+    &partition::PARTITION,
+];
 
 /// Of the memory budget, the index of a layer takes at most one part in this many.
 const INDEX_PART: u64 = 8;
