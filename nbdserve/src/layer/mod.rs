@@ -4,6 +4,7 @@
 //! precise error out) and `mod.rs` (its [`LayerType`] and its device).
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
+pub(crate) mod archive;
 mod decoded;
 mod deflate;
 pub mod gzip;
@@ -12,8 +13,10 @@ pub mod offset;
 pub mod partition;
 mod scan;
 mod spans;
+pub mod tar;
 mod window;
 pub mod xz;
+pub mod zip;
 pub mod zstd;
 
 use std::collections::BTreeMap;
@@ -25,6 +28,8 @@ pub static LAYERS: &[&LayerType] = &[
     &xz::XZ,
     &gzip::GZIP,
     &zstd::ZSTD,
+    &tar::TAR,
+    &zip::ZIP,
     &offset::OFFSET,
     &partition::PARTITION,
 ];

@@ -1,16 +1,30 @@
 //! A part of a volume as a device: what the layers `offset` and `partition` have in common.
 
+use crate::stats::BlockStats;
 use crate::{
     ByteRange, Device, Done, Error, Extents, Geometry, Kind, Result, Volume, WriteFeatures, Writer,
     ZeroOpts,
 };
 
-/// The bytes `range` of a volume, from offset zero on. Writes go through.
+/// The bytes `range` of a volume, from offset zero on. Writes go through, unless it was made
+/// otherwise.
 #[derive(Debug)]
 pub(super) struct Window {
     name: String,
     below: Volume,
     range: ByteRange,
+    sort: Sort,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    /// A part that can be written where the volume below can.
+    Part,
+    /// A part that cannot be written.
+    ReadOnly,
+    /// All of a volume that nobody else knows of: what is told of its blocks is told here. It
+    /// cannot be written.
+    Renamed,
 }
 
 impl Window {
@@ -19,6 +33,29 @@ impl Window {
     /// # Errors
     /// `OutOfRange` when `range` leaves `below`.
     pub(super) fn volume(name: String, below: &Volume, range: ByteRange) -> Result<Volume> {
+        Self::within(name, below, range, Sort::Part)
+    }
+
+    /// As [`Self::volume`], and nothing can be written: something else vouches for these bytes.
+    ///
+    /// # Errors
+    /// As [`Self::volume`].
+    pub(super) fn read_only(name: String, below: &Volume, range: ByteRange) -> Result<Volume> {
+        Self::within(name, below, range, Sort::ReadOnly)
+    }
+
+    /// All of `inner`, which has another name for itself and is not seen by anybody else. Nothing
+    /// can be written.
+    pub(super) fn renamed(name: String, inner: &Volume) -> Volume {
+        Volume::new(Self {
+            name,
+            below: inner.clone(),
+            range: ByteRange::between(0, inner.size()),
+            sort: Sort::Renamed,
+        })
+    }
+
+    fn within(name: String, below: &Volume, range: ByteRange, sort: Sort) -> Result<Volume> {
         if range.end() > below.size() {
             let size = below.size();
             let what = format!("{range} are not within the {size} bytes below");
@@ -28,6 +65,7 @@ impl Window {
             name,
             below: below.clone(),
             range,
+            sort,
         }))
     }
 
@@ -66,7 +104,8 @@ impl Device for Window {
     }
 
     fn writer(&self) -> Option<&dyn Writer> {
-        self.below.writer().map(|_| {
+        let writer = self.below.writer().filter(|_| self.sort == Sort::Part);
+        writer.map(|_| {
             let writer: &dyn Writer = self;
             writer
         })
@@ -74,6 +113,13 @@ impl Device for Window {
 
     fn will_need(&self, range: ByteRange) {
         self.below.will_need(self.range_below(range));
+    }
+
+    fn block_stats(&self) -> Option<BlockStats> {
+        match self.sort {
+            Sort::Part | Sort::ReadOnly => None,
+            Sort::Renamed => self.below.stats().blocks,
+        }
     }
 
     fn close(&self) -> Result<()> {

@@ -16,6 +16,7 @@
 //!    wipes the sector, so a table in it is the younger of the two.
 
 mod choose;
+mod enter;
 pub mod fs;
 mod info;
 mod resolve;

@@ -1,6 +1,7 @@
 //! From a source to a plan: probing, and following a plan.
 
 use super::choose::Partitions;
+use super::enter::{Entered, enter};
 use super::fs::{self, Class, FsInfo};
 use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
 use crate::layer::partition::{PARTITION, Table, read_table};
@@ -251,7 +252,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Opens a layer on what there is.
-    fn enter(&mut self, spec: LayerSpec, evidence: String, notes: Vec<String>) -> Result<()> {
+    fn enter(&mut self, spec: LayerSpec, evidence: String, mut notes: Vec<String>) -> Result<()> {
         self.cx.cancel.check()?;
         let Some(layer) = spec.layer() else {
             // LayerSpec knows no other names than those of layers and this one.
@@ -264,21 +265,28 @@ impl<'a> Walk<'a> {
                 .hint("--layer NAME... --layer raw opens the outer ones only"));
         }
         // What is kept is kept for the layer with these arguments, on what lies below it.
-        let place = self.cx.place.as_ref();
-        self.cx.place = place.map(|place| place.inside(&spec.to_string()));
-        let volume = (layer.open)(&self.volume, spec.args(), &self.cx)
+        let place = self.cx.place.take();
+        let inside = |spec: &LayerSpec| place.as_ref().map(|place| place.inside(&spec.to_string()));
+        self.cx.place = inside(&spec);
+        let is_plain = self.source_range.is_some();
+        let Entered {
+            spec,
+            volume,
+            range,
+            note,
+        } = enter(layer, spec, &self.volume, &self.steps, is_plain, &self.cx)
             .map_err(|error| error.in_layer(layer.name))?;
-        self.source_range = match self.source_range {
-            Some(outer) => plain_range(layer, &spec, &self.volume, volume.size())?
-                .and_then(|inner| shifted(inner, outer)),
-            None => None,
-        };
+        let outer = self.source_range.zip(range);
+        self.source_range = outer.and_then(|(outer, inner)| shifted(inner, outer));
         if layer.name == PARTITION.name {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
+        // The spec may name an entry by now.
+        self.cx.place = inside(&spec);
         self.chain.push(volume.clone());
         self.volume = volume;
+        notes.extend(note);
         self.steps.push(Step {
             layer: spec,
             evidence,
@@ -457,7 +465,7 @@ impl<'a> Walk<'a> {
 }
 
 /// The layer that is surest of the sample, the first of equals; partitions apart.
-fn strongest(sample: &Sample<'_>) -> Option<(&'static LayerType, Confidence, String)> {
+pub(super) fn strongest(sample: &Sample<'_>) -> Option<(&'static LayerType, Confidence, String)> {
     let mut best: Option<(&LayerType, Confidence, String)> = None;
     for layer in LAYERS {
         if layer.name == PARTITION.name {
@@ -473,25 +481,6 @@ fn strongest(sample: &Sample<'_>) -> Option<(&'static LayerType, Confidence, Str
         }
     }
     best
-}
-
-/// Which bytes of `below` the volume that a layer made of it is, byte for byte; `None` for a layer
-/// that decodes.
-fn plain_range(
-    layer: &LayerType,
-    spec: &LayerSpec,
-    below: &Volume,
-    size: u64,
-) -> Result<Option<ByteRange>> {
-    if layer.name == offset::OFFSET.name {
-        return offset::range(below.size(), spec.args()).map(Some);
-    }
-    if layer.name != PARTITION.name {
-        return Ok(None);
-    }
-    let range = crate::layer::partition::range(below, spec.args())?;
-    debug_assert_eq!(range.len(), size);
-    Ok(Some(range))
 }
 
 /// The range `inner` of the range `outer` of something.

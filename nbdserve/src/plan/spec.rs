@@ -92,6 +92,19 @@ impl LayerSpec {
         Ok(spec)
     }
 
+    /// The layer `name` with these parameters.
+    ///
+    /// # Errors
+    /// As [`LayerSpec::from_str`].
+    pub fn with_args(name: &str, args: Args) -> Result<Self> {
+        let mut spec: Self = name.parse()?;
+        for key in args.keys() {
+            spec.check_key(key)?;
+        }
+        spec.args = args;
+        Ok(spec)
+    }
+
     /// The layer's name, or [`RAW`].
     #[must_use]
     pub fn name(&self) -> &str {

@@ -34,11 +34,7 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ),
     // Archives.
     ("7z", 0, &[b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c]),
-    ("zip", 0, b"PK\x03\x04"),
-    ("zip", 0, b"PK\x05\x06"),
     ("rar", 0, b"Rar!\x1a\x07"),
-    ("tar", 257, b"ustar\0"),
-    ("tar", 257, b"ustar  \0"),
     ("cpio", 0, b"070701"),
     ("cpio", 0, b"070702"),
     ("ar", 0, b"!<arch>\n"),

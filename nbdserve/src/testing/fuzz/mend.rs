@@ -70,6 +70,26 @@ fn vli(bytes: &mut &[u8]) -> Option<usize> {
     None
 }
 
+/// A tar archive: the checksum of each header, as far as the sizes lead from one to the next.
+pub(super) fn tar(file: &mut [u8]) {
+    let mut at = 0_usize;
+    while let Some(header) = file.get_mut(at..).and_then(|rest| rest.get_mut(..512)) {
+        if header.iter().all(|byte| *byte == 0) {
+            return;
+        }
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let digits = String::from_utf8_lossy(&header[124..135]).into_owned();
+        let size = usize::from_str_radix(digits.trim(), 8).unwrap_or(0);
+        let body = size.checked_next_multiple_of(512);
+        let Some(next) = body.and_then(|body| at.checked_add(512)?.checked_add(body)) else {
+            return;
+        };
+        at = next;
+    }
+}
+
 /// A GPT disk: the entries' and the header's checksum of both copies, for both sector sizes.
 pub(super) fn gpt(disk: &mut [u8]) {
     for sector in [512, 4096] {

@@ -10,7 +10,9 @@ mod mend;
 mod nbd;
 mod partition;
 mod plan;
+mod tar;
 mod xz;
+mod zip;
 mod zstd;
 
 use std::sync::OnceLock;
@@ -85,6 +87,22 @@ pub static TARGETS: &[Target] = &[
         run: gzip::index,
     },
     Target {
+        name: "tar_open",
+        run: tar::open,
+    },
+    Target {
+        name: "tar_headers",
+        run: tar::headers,
+    },
+    Target {
+        name: "ova",
+        run: tar::ova,
+    },
+    Target {
+        name: "zip_open",
+        run: zip::open,
+    },
+    Target {
         name: "gpt",
         run: partition::gpt,
     },
@@ -128,7 +146,7 @@ fn cx() -> Cx {
 }
 
 /// An image may be refused for these reasons only.
-fn may_refuse(error: &Error) {
+pub(crate) fn may_refuse(error: &Error) {
     let expected = matches!(
         error.kind(),
         Kind::NotThisFormat | Kind::Unsupported | Kind::Corrupt | Kind::Limit | Kind::NoSpace
@@ -141,6 +159,13 @@ fn may_refuse(error: &Error) {
 /// Whether text can go to a terminal: nothing of the image's own making moves the cursor.
 fn is_printable(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() && c != '\n')
+}
+
+/// Looks at a volume as [`exercise`] does, and closes it.
+pub(crate) fn look(volume: &Volume) {
+    exercise(volume);
+    // Closing promises nothing about the image.
+    let _ = volume.close();
 }
 
 /// Reads here and there, twice, and asks for extents: the answers must agree.

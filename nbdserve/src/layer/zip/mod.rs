@@ -1,0 +1,196 @@
+//! zip: one file of an archive, the disk image.
+//!
+//! The central directory at the end is read (`directory.rs`, parsers in `header.rs`); the local
+//! header of the file that is opened is held against it. A stored file is a part of the archive,
+//! for which nothing checks the CRC, since that would cost reading all of it; a compressed one is
+//! handed to the layer of its codec.
+
+mod directory;
+mod header;
+
+use std::collections::HashMap;
+
+use directory::{Directory, Entry};
+
+use super::archive::{
+    Archive, ArchiveType, File, Opened, PARAMS, Role, key, open, printed, volume_name,
+};
+use super::window::Window;
+use super::{Args, Confidence, LAYERS, LayerType, Sample, Verdict};
+use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
+
+const NAME: &str = "zip";
+
+/// `--layer zip`, `--layer zip:disk.img`, `--layer zip:*.vmdk`.
+pub static ZIP: LayerType = LayerType {
+    name: NAME,
+    summary: "a file in a zip archive",
+    params: PARAMS,
+    probe,
+    open: |below, args, cx| open(&ARCHIVE, below, args, cx),
+};
+
+/// How it lists what is in it.
+pub(super) static ARCHIVE: ArchiveType = ArchiveType {
+    name: NAME,
+    read: |below, cx| Ok(Box::new(Zip::read(below, cx)?)),
+};
+
+/// A record that stands first in what is an archive and nothing else; or the end record, for one
+/// with a program in front of it that unpacks it.
+fn probe(sample: &Sample<'_>) -> Verdict {
+    let first = [header::LOCAL, header::END];
+    for magic in first.into_iter().chain(header::SPLIT) {
+        if sample.head.starts_with(magic) {
+            return Verdict::Yes {
+                confidence: Confidence::MAGIC,
+                evidence: format!("magic \"{}\" at 0", magic.escape_ascii()),
+            };
+        }
+    }
+    let Some(tail) = sample.tail else {
+        return Verdict::No;
+    };
+    let found = header::find_end(tail).and_then(Result::ok);
+    let record = found.and_then(|at| header::end(tail.get(at..)?));
+    match record {
+        Some(end) if end.disk == 0 && end.here == end.count && end.size <= sample.size => {
+            Verdict::Yes {
+                confidence: Confidence::WEAK,
+                evidence: "an end record of a zip archive at the end".to_owned(),
+            }
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// An archive whose directory was read.
+#[derive(Debug)]
+struct Zip {
+    below: Volume,
+    directory: Directory,
+    /// Of each entry.
+    roles: Vec<Role>,
+    cx: Cx,
+}
+
+impl Zip {
+    fn read(below: &Volume, cx: &Cx) -> Result<Self> {
+        let directory = Directory::read(below, cx)?;
+        Ok(Self {
+            below: below.clone(),
+            roles: roles(&directory.entries),
+            directory,
+            cx: cx.clone(),
+        })
+    }
+
+    fn entry(&self, number: u64) -> Result<&Entry> {
+        let index = number
+            .checked_sub(1)
+            .and_then(|at| usize::try_from(at).ok());
+        let entry = index.and_then(|index| self.directory.entries.get(index));
+        entry.filter(|entry| entry.is_regular).ok_or_else(|| {
+            let what = format!("there is no file with the number {number} in it");
+            Error::new(Kind::OutOfRange, what)
+        })
+    }
+
+    /// The bytes of a file that is compressed, by the layer that does that.
+    fn decoded(&self, entry: &Entry, data: ByteRange, codec: &str) -> Result<Volume> {
+        let layer = LAYERS.iter().find(|layer| layer.name == codec);
+        let Some(layer) = layer else {
+            return Err(unsupported(entry, "is compressed in a way that"));
+        };
+        let part = Window::read_only(volume_name(NAME, &entry.name), &self.below, data)?;
+        let volume = (layer.open)(&part, &Args::new(), &self.place(entry))
+            .map_err(|error| error.in_layer(codec))?;
+        if volume.size() != entry.fields.size {
+            let what = format!(
+                "{}: {} bytes when decoded, the directory says {}",
+                printed(&entry.name),
+                volume.size(),
+                entry.fields.size
+            );
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok(volume)
+    }
+
+    /// The context for what is in a file.
+    fn place(&self, entry: &Entry) -> Cx {
+        let mut cx = self.cx.clone();
+        let name = printed(&entry.name);
+        cx.place = cx
+            .place
+            .map(|place| place.inside(&format!("{NAME}:{name}")));
+        cx
+    }
+}
+
+/// The last of a name is what stays when all are taken out.
+fn roles(entries: &[Entry]) -> Vec<Role> {
+    let mut roles = vec![Role::Candidate; entries.len()];
+    let mut names = HashMap::new();
+    for (index, entry) in entries.iter().enumerate() {
+        if let Some(old) = names.insert(key(&entry.name), index)
+            && let Some(role) = roles.get_mut(old)
+        {
+            *role = Role::Replaced;
+        }
+    }
+    roles
+}
+
+fn unsupported(entry: &Entry, what: &str) -> Error {
+    let name = printed(&entry.name);
+    let method = header::method_name(entry.fields.method);
+    let what = format!("{name} {what} this version does not know: {method}");
+    Error::new(Kind::Unsupported, what)
+}
+
+impl Archive for Zip {
+    fn files(&self) -> Box<dyn Iterator<Item = File<'_>> + '_> {
+        let all = (1..).zip(self.directory.entries.iter().zip(&self.roles));
+        let files = all.filter(|(_, (entry, _))| entry.is_regular);
+        Box::new(files.map(|(number, (entry, role))| File {
+            number,
+            name: &entry.name,
+            size: entry.fields.size,
+            role: *role,
+        }))
+    }
+
+    fn open(&self, number: u64) -> Result<Opened> {
+        let entry = self.entry(number)?;
+        let name = printed(&entry.name);
+        let fields = entry.fields;
+        if fields.flags & (header::ENCRYPTED | header::MASKED) != 0 {
+            let what = format!("{name} is encrypted");
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        if fields.flags & header::PATCH != 0 {
+            let what = format!("{name} is a patch");
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        let data = self.directory.data(entry, &self.below)?;
+        let volume_name = volume_name(NAME, &entry.name);
+        let volume = match fields.method {
+            0 if fields.compressed != fields.size => {
+                let (stored, size) = (fields.compressed, fields.size);
+                let what = format!("{name} is stored, {size} bytes as {stored}");
+                return Err(Error::new(Kind::Corrupt, what));
+            }
+            0 => Window::read_only(volume_name, &self.below, data)?,
+            12 => Window::renamed(volume_name, &self.decoded(entry, data, "bzip2")?),
+            93 => Window::renamed(volume_name, &self.decoded(entry, data, "zstd")?),
+            95 => Window::renamed(volume_name, &self.decoded(entry, data, "xz")?),
+            _ => return Err(unsupported(entry, "is compressed in a way that")),
+        };
+        // The kernel must not write into what has a CRC.
+        Ok(Opened {
+            volume,
+            range: None,
+        })
+    }
+}

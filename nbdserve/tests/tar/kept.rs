@@ -1,0 +1,107 @@
+//! What is kept for the next mount.
+
+use nbdserve::layer::tar::TAR;
+use nbdserve::source::Memory;
+use nbdserve::store::{Place, Store};
+use nbdserve::testing::{Counting, Counts};
+use nbdserve::{Cx, Volume};
+
+use crate::forge::{Header, end, file};
+use crate::tools::{cx, named, noise, read_all};
+
+/// Twenty files of which each takes a request.
+fn twenty() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for n in 0..20 {
+        bytes.extend(file(&format!("f{n}"), &noise(100_000, n)));
+        bytes.extend(
+            Header::new(b'1', &format!("l{n}"), 0)
+                .link(&format!("f{n}"))
+                .done(),
+        );
+    }
+    bytes.extend(end());
+    bytes
+}
+
+fn counting(bytes: &[u8]) -> (Volume, Counts) {
+    Counting::volume(Memory::volume(bytes.to_vec()))
+}
+
+#[test]
+fn the_second_time_no_header_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let with_place = |identity: &str| Cx {
+        place: Some(Place::new(store.clone(), identity)),
+        ..cx()
+    };
+    let bytes = twenty();
+    let (below, counts) = counting(&bytes);
+    (TAR.open)(&below, &named("f7"), &with_place("one")).unwrap();
+    assert!(counts.reads() >= 20);
+    for name in ["f7", "l7"] {
+        counts.reset();
+        let volume = (TAR.open)(&below, &named(name), &with_place("one")).unwrap();
+        assert_eq!(counts.reads(), 0);
+        assert!(read_all(&volume) == noise(100_000, 7));
+    }
+    // Another image, and one that is not as long any more.
+    counts.reset();
+    (TAR.open)(&below, &named("f7"), &with_place("two")).unwrap();
+    assert!(counts.reads() >= 20);
+    let longer = [bytes.clone(), vec![0; 512]].concat();
+    let (below, counts) = counting(&longer);
+    (TAR.open)(&below, &named("f7"), &with_place("one")).unwrap();
+    assert!(counts.reads() >= 20);
+}
+
+#[test]
+fn what_is_damaged_is_read_again() {
+    let bytes = twenty();
+    let dir = tempfile::tempdir().unwrap();
+    let cx = Cx {
+        place: Some(Place::new(Store::open(dir.path()).unwrap(), "it")),
+        ..cx()
+    };
+    let open = || {
+        let (below, counts) = counting(&bytes);
+        let volume = (TAR.open)(&below, &named("f3"), &cx).unwrap();
+        let requests = counts.reads();
+        assert!(read_all(&volume) == noise(100_000, 3));
+        requests
+    };
+    assert!(open() > 20);
+    assert_eq!(open(), 0);
+    let mut damaged = 0;
+    let mut folders = vec![dir.path().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+    assert!(open() > 20);
+}
+
+#[test]
+fn a_small_archive_is_not_worth_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let cx = Cx {
+        place: Some(Place::new(store, "it")),
+        ..cx()
+    };
+    let bytes = [file("disk", b"content"), end()].concat();
+    (TAR.open)(&Memory::volume(bytes), &named("disk"), &cx).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,6 @@
+//! The zip layer against zip, unzip and bsdtar, and against archives that lie.
+#![allow(clippy::unwrap_used)]
+
+mod damage;
+mod good;
+mod tools;
