@@ -8,6 +8,7 @@ mod decoded;
 mod deflate;
 pub mod gzip;
 mod input;
+pub mod lz4;
 pub mod offset;
 pub mod partition;
 mod scan;
@@ -25,6 +26,7 @@ pub static LAYERS: &[&LayerType] = &[
     &xz::XZ,
     &gzip::GZIP,
     &zstd::ZSTD,
+    &lz4::LZ4,
     &offset::OFFSET,
     &partition::PARTITION,
 ];

@@ -6,6 +6,7 @@
 //! was opened is read, read again, and held against its own extents.
 
 mod gzip;
+mod lz4;
 mod mend;
 mod nbd;
 mod partition;
@@ -83,6 +84,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "gzip_index",
         run: gzip::index,
+    },
+    Target {
+        name: "lz4_open",
+        run: lz4::open,
     },
     Target {
         name: "gpt",
