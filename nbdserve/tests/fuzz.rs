@@ -208,6 +208,37 @@ fn zstd_files() -> Vec<Vec<u8>> {
     files
 }
 
+/// .lz4 files of every sort that the tool makes.
+fn lz4_files() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let make = |content: &[u8], options: &[&str]| {
+        let options = [&["-q", "-c"], options].concat();
+        compressed("lz4", dir.path(), content, &options)
+    };
+    let mut files = vec![
+        make(&content, &["-B4", "-BX"]),
+        make(&content, &["-B4", "-BD"]),
+        make(&content, &["-B7", "-9", "--content-size"]),
+        make(&content, &["-B4", "--content-size", "--no-frame-crc"]),
+        make(&content, &["-B5", "-BD", "-BX", "--no-frame-crc"]),
+        make(&content, &["-l"]),
+        make(b"", &[]),
+        // Nothing but zeroes: the largest expansion; too long for the cache.
+        make(&vec![0; 6 << 20], &["-B7"]),
+        make(&vec![0; 6 << 20], &["-B4", "-BD"]),
+    ];
+    let skipped = [0x55, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    let frames = [&files[0][..], &skipped, &files[1], &files[6], &files[5]].concat();
+    files.push(frames);
+    files
+}
+
+#[test]
+fn lz4_open() {
+    fuzz("lz4_open", lz4_files);
+}
+
 #[test]
 fn zstd_open() {
     fuzz("zstd_open", zstd_files);

@@ -111,6 +111,11 @@ impl<'a> Input<'a> {
             .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
     }
 
+    /// Bytes that are left, here and below.
+    pub(super) fn left(&self) -> u64 {
+        self.end.saturating_sub(self.at)
+    }
+
     /// Whether no byte is left, neither here nor below.
     pub(super) fn is_at_end(&self) -> bool {
         self.at >= self.end

@@ -9,6 +9,7 @@ mod decoded;
 mod deflate;
 pub mod gzip;
 mod input;
+pub mod lz4;
 pub mod offset;
 pub mod partition;
 mod scan;
@@ -28,6 +29,7 @@ pub static LAYERS: &[&LayerType] = &[
     &xz::XZ,
     &gzip::GZIP,
     &zstd::ZSTD,
+    &lz4::LZ4,
     &tar::TAR,
     &zip::ZIP,
     &offset::OFFSET,

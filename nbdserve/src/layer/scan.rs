@@ -47,19 +47,28 @@ impl<'a> Scan<'a> {
         let at = at.min(end);
         let here = self.start.saturating_add(wide(self.bytes.len()));
         if at < self.start || end > here {
-            let near =
-                !self.bytes.is_empty() && at >= self.start && at <= here.saturating_add(NEAR);
+            let known = !self.bytes.is_empty() && at >= self.start;
+            let near = known && at <= here.saturating_add(NEAR);
             self.window = if near {
                 self.window.saturating_mul(4).min(LAST)
             } else {
                 FIRST
             };
-            let want = self.window.max(end.saturating_sub(at));
-            let until = at.saturating_add(want).min(size);
-            let len = usize::try_from(until.saturating_sub(at)).unwrap_or(usize::MAX);
-            self.bytes.resize(len, 0);
+            // What is there already stays.
+            let kept = if near { here.saturating_sub(at) } else { 0 };
+            let gone = self.bytes.len().saturating_sub(narrow(kept));
+            self.bytes.drain(..gone);
             self.start = at;
-            self.below.read_at(&mut self.bytes, at)?;
+            let from = at.saturating_add(kept);
+            let want = self.window.max(end.saturating_sub(from));
+            let until = from.saturating_add(want).min(size);
+            let len = narrow(until.saturating_sub(at));
+            self.bytes.resize(len, 0);
+            let new = self.bytes.get_mut(narrow(kept)..).unwrap_or(&mut []);
+            if let Err(error) = self.below.read_at(new, from) {
+                self.bytes.clear();
+                return Err(error);
+            }
             let ahead = ByteRange::between(until, until.saturating_add(AHEAD).min(size));
             if self.window == LAST && !ahead.is_empty() {
                 self.below.will_need(ahead);

@@ -126,6 +126,15 @@ pub(super) struct Builder {
     merge: fn(u64, u64) -> u64,
 }
 
+/// A point to go back to.
+#[derive(Debug)]
+pub(super) struct Mark {
+    count: usize,
+    last: Option<Entry>,
+    size: u64,
+    open: bool,
+}
+
 impl Builder {
     /// Nothing yet; the index takes its part of the budget at most.
     pub(super) fn new(merge: fn(u64, u64) -> u64, cx: &Cx) -> Self {
@@ -178,6 +187,26 @@ impl Builder {
     pub(super) fn close(&mut self) -> u64 {
         self.open = false;
         self.spans.count()
+    }
+
+    /// What there is so far, for [`Self::rewind`].
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            count: self.spans.entries.len(),
+            last: self.spans.entries.last().copied(),
+            size: self.spans.size,
+            open: self.open,
+        }
+    }
+
+    /// Forgets all units that came after `mark`.
+    pub(super) fn rewind(&mut self, mark: &Mark) {
+        self.spans.entries.truncate(mark.count);
+        if let (Some(entry), Some(last)) = (self.spans.entries.last_mut(), mark.last) {
+            *entry = last;
+        }
+        self.spans.size = mark.size;
+        self.open = mark.open;
     }
 
     fn grow(&mut self, len: u64) -> Result<()> {
@@ -241,6 +270,27 @@ mod tests {
         let mut bytes = bytes;
         bytes[..8].fill(0xff);
         assert_eq!(Spans::from_bytes(&bytes, 100), None);
+    }
+
+    #[test]
+    fn units_can_be_taken_back() {
+        let mut builder = Builder::new(u64::max, &Cx::new(64 << 20));
+        let take = |builder: &mut Builder, units: &[(u64, u64)]| {
+            for (at, len) in units {
+                builder
+                    .unit(*at, *len, *at)
+                    .unwrap_or_else(|error| panic!("{error}"));
+            }
+        };
+        take(&mut builder, &[(0, 100), (10, 100)]);
+        let mark = builder.mark();
+        take(&mut builder, &[(20, 100), (30, 5 << 20), (40, 7)]);
+        builder.rewind(&mark);
+        take(&mut builder, &[(20, 7)]);
+        assert_eq!(
+            builder.finish(50),
+            build(&[(0, 100), (10, 100), (20, 7)], 50)
+        );
     }
 
     #[test]

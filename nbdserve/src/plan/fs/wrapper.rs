@@ -24,8 +24,6 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ("aff", 0, b"AFF10\x0d\x0a\0"),
     // Compression.
     ("compress", 0, &[0x1f, 0x9d]),
-    ("lz4", 0, &[0x04, 0x22, 0x4d, 0x18]),
-    ("lz4", 0, &[0x02, 0x21, 0x4c, 0x18]),
     ("lzip", 0, b"LZIP\x01"),
     (
         "lzop",

@@ -6,6 +6,7 @@
 //! was opened is read, read again, and held against its own extents.
 
 mod gzip;
+mod lz4;
 mod mend;
 mod nbd;
 mod partition;
@@ -101,6 +102,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "zip_open",
         run: zip::open,
+    },
+    Target {
+        name: "lz4_open",
+        run: lz4::open,
     },
     Target {
         name: "gpt",
