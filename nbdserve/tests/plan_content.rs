@@ -489,10 +489,8 @@ fn formats_that_cannot_be_opened_yet_are_named() {
         tools::run("qemu-img", ["create", "-q", "-f", format, out, "4M"]);
         check(name);
     }
-    for name in ["bzip2", "lz4"] {
-        to_stdout(name);
-        check(name);
-    }
+    to_stdout("lz4");
+    check("lz4");
     for format in ["gnu", "pax", "ustar"] {
         tools::run(
             "tar",

@@ -4,14 +4,19 @@
 //! precise error out) and `mod.rs` (its [`LayerType`] and its device).
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
+pub mod bzip2;
 mod decoded;
 mod deflate;
 pub mod gzip;
+mod given;
 mod input;
+pub mod lzip;
+pub mod lzma;
 pub mod offset;
 pub mod partition;
 mod scan;
 mod spans;
+mod tail;
 mod window;
 pub mod xz;
 pub mod zstd;
@@ -24,6 +29,9 @@ use crate::{Cx, Result, Volume};
 pub static LAYERS: &[&LayerType] = &[
     &xz::XZ,
     &gzip::GZIP,
+    &bzip2::BZIP2,
+    &lzip::LZIP,
+    &lzma::LZMA,
     &zstd::ZSTD,
     &offset::OFFSET,
     &partition::PARTITION,

@@ -26,7 +26,6 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ("compress", 0, &[0x1f, 0x9d]),
     ("lz4", 0, &[0x04, 0x22, 0x4d, 0x18]),
     ("lz4", 0, &[0x02, 0x21, 0x4c, 0x18]),
-    ("lzip", 0, b"LZIP\x01"),
     (
         "lzop",
         0,
@@ -49,24 +48,11 @@ pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
     let known = MAGICS.iter().find(|(_, at, magic)| has(head, *at, magic));
     known
         .map(|(name, at, magic)| wrapper(name, magic, *at))
-        .or_else(|| bzip2(head))
         .or_else(|| dmg(sample))
 }
 
 fn wrapper(name: &str, magic: &[u8], at: usize) -> Found {
     Found::new(name, Class::Wrapper, FIRST, evidence(magic, at))
-}
-
-/// `BZh`, the block size as a digit, and the magic of a block or of the end.
-fn bzip2(head: &[u8]) -> Option<Found> {
-    let magic = slice(head, 0, 10)?;
-    let level = slice(magic, 3, 1)?;
-    let block = [0x31, 0x41, 0x59, 0x26, 0x53, 0x59];
-    let end = [0x17, 0x72, 0x45, 0x38, 0x50, 0x90];
-    let found = has(magic, 0, b"BZh")
-        && matches!(level, [b'1'..=b'9'])
-        && (has(magic, 4, &block) || has(magic, 4, &end));
-    found.then(|| wrapper("bzip2", magic, 0))
 }
 
 /// Apple's disk images end with a trailer of 512 bytes.

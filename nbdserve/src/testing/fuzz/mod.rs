@@ -8,6 +8,7 @@
 mod gzip;
 mod mend;
 mod nbd;
+mod packed;
 mod partition;
 mod plan;
 mod xz;
@@ -83,6 +84,18 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "gzip_index",
         run: gzip::index,
+    },
+    Target {
+        name: "bzip2_open",
+        run: packed::bzip2,
+    },
+    Target {
+        name: "lzma_open",
+        run: packed::lzma,
+    },
+    Target {
+        name: "lzip_open",
+        run: packed::lzip,
     },
     Target {
         name: "gpt",
