@@ -457,7 +457,7 @@ fn lzma_open() {
             |bytes: &[u8], preset: &str| tools::filter("xz", &["--format=lzma", preset], bytes);
         let unknown = [
             lzma(&content(), "-0"),
-            lzma(b"a few bytes", "--lzma1=preset=0,dict=4KiB,lp=2,pb=0"),
+            lzma(b"a few bytes", "--lzma1=preset=0,dict=4KiB,lc=1,lp=2,pb=0"),
             lzma(b"", "-0"),
             lzma(&vec![0; 6 << 20], "--lzma1=preset=0,dict=64KiB"),
         ];

@@ -334,7 +334,7 @@ fn versions_and_dictionaries_that_we_do_not_know() {
     // For as many as that it would be needed.
     let mut claims = with(5, 29);
     let end = claims.len();
-    claims[end - 16..end - 8].copy_from_slice(&(1_u64 << 30).to_le_bytes());
+    claims[end - 16..end - 8].copy_from_slice(&4_500_000_u64.to_le_bytes());
     let error = open(claims, &cx).unwrap_err();
     assert_eq!(error.kind(), Kind::Limit);
     assert!(error.report().hint.unwrap().starts_with("--cache-size="));

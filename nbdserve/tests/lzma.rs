@@ -136,13 +136,14 @@ fn a_stated_size_that_lies_is_corrupt() {
         volume.read_vec(size - 1, 1).map_err(|error| error.kind())
     };
     assert_eq!(last(300_000), Ok(vec![bytes[299_999]]));
-    for size in [1, 299_999, 300_001, 1 << 40, (1 << 63) - 1] {
+    for size in [1, 299_999, 300_001, 1 << 24] {
         assert_eq!(last(size), Err(Kind::Corrupt), "{size}");
     }
     // Nothing, where there is something.
     let error = open(sized(&bytes, &["-0"], 0), &roomy()).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt, "{error}");
-    for size in [1 << 63, u64::MAX - 1] {
+    // More than can be.
+    for size in [1 << 40, (1 << 63) - 1, 1 << 63, u64::MAX - 1] {
         let error = open(sized(&bytes, &["-0"], size), &roomy()).unwrap_err();
         assert_eq!(error.kind(), Kind::Corrupt, "{error}");
     }

@@ -92,10 +92,10 @@ fn an_empty_file_and_an_empty_stream_are_told_apart() {
 fn little_memory_is_enough_and_too_little_is_said() {
     let bytes = image(2_500_000);
     let file = bzip2(&bytes, &[]);
-    let cx = Cx::new(10 << 20);
+    let cx = Cx::new(8 << 20);
     let volume = open(file.clone(), &cx).unwrap();
     assert!(read_all(&volume) == bytes);
-    assert!(cx.cache.peak() <= 10 << 20, "{}", cx.cache.peak());
+    assert!(cx.cache.peak() <= 8 << 20, "{}", cx.cache.peak());
     drop(volume);
     assert_eq!(cx.cache.used(), 0);
     let error = open(file, &Cx::new(4 << 20)).unwrap_err();

@@ -33,6 +33,8 @@ const WAITING: u64 = 1 << 20;
 /// Bytes per request to the volume below, unless memory is short.
 const REQUEST: u64 = 1 << 20;
 const REQUEST_LEAST: u64 = 64 << 10;
+/// What the pass takes beside, rounded up.
+const REST: u64 = 512 << 10;
 /// Of the memory budget, a request takes at most one part in this many.
 const REQUEST_PART: u64 = 32;
 /// More magics than this are not looked at in advance, of whatever sort.
@@ -98,7 +100,7 @@ impl Memory {
             waiting: WAITING_LEAST,
             request,
         };
-        let more = budget.saturating_sub(least.total());
+        let more = budget.saturating_sub(least.total().saturating_add(REST));
         let waiting = WAITING_LEAST.saturating_add(more / 2).min(WAITING);
         Self { waiting, ..least }
     }

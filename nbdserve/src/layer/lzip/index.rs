@@ -2,6 +2,7 @@
 
 use super::header::{self, Dictionary, HEADER, MEMBER_LEAST, TRAILER};
 use crate::cx::Cancel;
+use crate::layer::lzma::stream;
 use crate::layer::tail::Tail;
 use crate::{ByteRange, Error, Kind, Result, Volume};
 
@@ -224,6 +225,12 @@ fn read_member(tail: &mut Tail<'_>, end: u64, size: u64) -> Result<Member> {
                 "the trailer at {trailer_at} claims a member of {claimed} bytes"
             ))
         })?;
+    let len = trailer.data_size;
+    if !stream::can_become(claimed, len) {
+        return Err(wrong(format!(
+            "the trailer at {trailer_at} claims {len} bytes in a member of {claimed}"
+        )));
+    }
     let dictionary = match header::header(tail.get(at, HEADER)?, at) {
         Ok(dictionary) => dictionary,
         Err(error) if error.kind() == Kind::NotThisFormat => {
@@ -237,7 +244,7 @@ fn read_member(tail: &mut Tail<'_>, end: u64, size: u64) -> Result<Member> {
     Ok(Member {
         at,
         size: claimed,
-        len: trailer.data_size,
+        len,
         dictionary,
     })
 }

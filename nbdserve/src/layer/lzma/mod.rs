@@ -82,6 +82,14 @@ fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
     let len = below.size().min(u64::try_from(header::SIZE).unwrap_or(0));
     let head = below.read_vec(0, usize::try_from(len).unwrap_or(0))?;
     let header = Header::parse(&head)?;
+    if let Some(size) = header
+        .size
+        .filter(|len| !stream::can_become(below.size(), *len))
+    {
+        let file = below.size();
+        let what = format!("the header claims {size} bytes, which {file} bytes cannot become");
+        return Err(Error::new(Kind::Corrupt, what));
+    }
     let memory = decoder_memory(header.dictionary());
     Blocks::check_decoder_memory("the image", memory, cx)?;
     let known = header.size.or_else(|| kept(below, cx));

@@ -10,6 +10,14 @@ pub(in crate::layer) const INPUT: u64 = 1 << 20;
 /// What a decoder takes beside its dictionary: probabilities, its own bookkeeping.
 const OVERHEAD: u64 = 128 << 10;
 
+/// LZMA cannot shrink more than this: 273 zeroes take a third of a bit.
+const SHRINKS: u64 = 16384;
+
+/// Whether so many encoded bytes can become that many.
+pub(in crate::layer) fn can_become(encoded: u64, decoded: u64) -> bool {
+    decoded / SHRINKS <= encoded
+}
+
 /// The memory of a decoder with this dictionary, the encoded bytes included.
 pub(in crate::layer) fn decoder_memory(dictionary: u32) -> u64 {
     u64::from(dictionary)

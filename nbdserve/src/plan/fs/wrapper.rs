@@ -1,7 +1,7 @@
 //! Formats with another image inside that no layer opens yet, so that the message can name them.
 
 use super::{Class, FIRST, Found, evidence};
-use crate::bytes::{has, slice};
+use crate::bytes::has;
 use crate::layer::Sample;
 
 /// Name, position and bytes of those that a magic tells.
