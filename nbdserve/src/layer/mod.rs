@@ -7,8 +7,8 @@
 pub mod bzip2;
 mod decoded;
 mod deflate;
-pub mod gzip;
 mod given;
+pub mod gzip;
 mod input;
 pub mod lzip;
 pub mod lzma;
