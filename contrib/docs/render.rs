@@ -112,7 +112,7 @@ fn capital(text: &str) -> String {
     match chars.next() {
         // A name that is written small stays so.
         Some(_)
-            if ["xz", "zstd", "lz4"]
+            if ["xz", "bzip2", "lzip", "zstd", "lz4"]
                 .iter()
                 .any(|name| text.starts_with(name)) =>
         {

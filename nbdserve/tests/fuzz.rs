@@ -400,7 +400,7 @@ fn file_systems() -> Vec<Vec<u8>> {
 fn probe() {
     fuzz("probe", || {
         let disks = [gpt_disks(), mbr_disks(), file_systems()].concat();
-        [xz_files(), gzip_files(), disks].concat()
+        [xz_files(), gzip_files(), bzip2_files(), disks].concat()
     });
 }
 
@@ -490,6 +490,23 @@ fn tar_files() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Files of several streams, with and without small blocks, and of zeroes alone.
+fn bzip2_files() -> Vec<Vec<u8>> {
+    let (content, large) = (content(), content().repeat(3));
+    let bzip2 = |bytes: &[u8]| tools::filter("bzip2", &["-1"], bytes);
+    vec![
+        bzip2(&content),
+        bzip2(&large),
+        bzip2(b""),
+        bzip2(b"a few bytes"),
+        [bzip2(b"first"), bzip2(b""), bzip2(&content[..30_000])].concat(),
+        tools::filter("lbzip2", &["-9"], &large),
+        tools::filter("pbzip2", &["-c", "-b1", "-1"], &large),
+        bzip2(&vec![0; 6 << 20]),
+        bzip2(&vec![0xff; 3 << 20]),
+    ]
+}
+
 #[test]
 fn tar_open() {
     fuzz("tar_open", tar_files);
@@ -532,6 +549,51 @@ fn zip_open() {
             made(&["-9"]),
             made(&["-Z", "bzip2"]),
             [noise(999, 1), made(&["-0"])].concat(),
+        ]
+    });
+}
+
+#[test]
+fn bzip2_open() {
+    fuzz("bzip2_open", bzip2_files);
+}
+
+#[test]
+fn lzma_open() {
+    fuzz("lzma_open", || {
+        let lzma =
+            |bytes: &[u8], preset: &str| tools::filter("xz", &["--format=lzma", preset], bytes);
+        let unknown = [
+            lzma(&content(), "-0"),
+            lzma(b"a few bytes", "--lzma1=preset=0,dict=4KiB,lc=1,lp=2,pb=0"),
+            lzma(b"", "-0"),
+            lzma(&vec![0; 6 << 20], "--lzma1=preset=0,dict=64KiB"),
+        ];
+        let lens = [content().len(), 11, 0, 6 << 20];
+        let stated = unknown.iter().zip(lens).map(|(file, len)| {
+            let mut file = file.clone();
+            file[5..13].copy_from_slice(&(len as u64).to_le_bytes());
+            file
+        });
+        stated
+            .collect::<Vec<_>>()
+            .into_iter()
+            .chain(unknown)
+            .collect()
+    });
+}
+
+#[test]
+fn lzip_open() {
+    fuzz("lzip_open", || {
+        let lzip = |bytes: &[u8]| tools::filter("lzip", &["-0"], bytes);
+        vec![
+            lzip(&content()),
+            lzip(b""),
+            [lzip(b"first"), lzip(b""), lzip(&content()[..30_000])].concat(),
+            lzip(b"one of many").repeat(50),
+            tools::filter("plzip", &["-0", "-s64KiB", "-B64KiB"], &content()),
+            lzip(&vec![0; 6 << 20]),
         ]
     });
 }

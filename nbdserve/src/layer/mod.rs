@@ -5,15 +5,20 @@
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
 pub(crate) mod archive;
+pub mod bzip2;
 mod decoded;
 mod deflate;
+mod given;
 pub mod gzip;
 mod input;
 pub mod lz4;
+pub mod lzip;
+pub mod lzma;
 pub mod offset;
 pub mod partition;
 mod scan;
 mod spans;
+mod tail;
 pub mod tar;
 mod window;
 pub mod xz;
@@ -28,6 +33,9 @@ use crate::{Cx, Result, Volume};
 pub static LAYERS: &[&LayerType] = &[
     &xz::XZ,
     &gzip::GZIP,
+    &bzip2::BZIP2,
+    &lzip::LZIP,
+    &lzma::LZMA,
     &zstd::ZSTD,
     &lz4::LZ4,
     &tar::TAR,

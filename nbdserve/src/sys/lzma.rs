@@ -1,7 +1,8 @@
-//! A safe face of the few liblzma calls that decode one .xz Block.
+//! A safe face of the few liblzma calls that decode one .xz Block, one .lzma file or one member of
+//! a .lz file.
 //!
-//! Only the single-threaded block decoder is used. liblzma's own stream and index decoders are
-//! not: which block lies where is read by `layer::xz`, in safe code.
+//! Only single-threaded decoders are used. liblzma's own .xz stream and index decoders are not:
+//! which block lies where is read by `layer::xz`, in safe code.
 
 use std::fmt;
 use std::ptr;
@@ -201,28 +202,34 @@ impl BlockDecoder {
                 end: Err(Failure::Misuse(ffi::LZMA_PROG_ERROR)),
             };
         }
-        self.strm.next_in = input.as_ptr();
-        self.strm.avail_in = input.len();
-        self.strm.next_out = out.as_mut_ptr();
-        self.strm.avail_out = out.len();
-        // SAFETY: the pointers and lengths come from two slices that outlive the call; liblzma
-        // writes only avail_out bytes at next_out.
-        let ret = unsafe { ffi::lzma_code(&raw mut self.strm, ffi::LZMA_RUN) };
-        let step = Step {
-            read: input.len() - self.strm.avail_in,
-            written: out.len() - self.strm.avail_out,
-            end: match ret {
-                ffi::LZMA_STREAM_END => Ok(true),
-                other => check(other).map(|()| false),
-            },
-        };
-        // The slices are gone when this returns; leave no pointers to them.
-        self.strm.next_in = ptr::null();
-        self.strm.avail_in = 0;
-        self.strm.next_out = ptr::null_mut();
-        self.strm.avail_out = 0;
-        step
+        code(&mut self.strm, input, out)
     }
+}
+
+/// One step of the decoder that `strm` is.
+fn code(strm: &mut ffi::lzma_stream, input: &[u8], out: &mut [u8]) -> Step {
+    strm.next_in = input.as_ptr();
+    strm.avail_in = input.len();
+    strm.next_out = out.as_mut_ptr();
+    strm.avail_out = out.len();
+    // SAFETY: the pointers and lengths come from two slices that outlive the call; liblzma writes
+    // only avail_out bytes at next_out. A decoder was started on strm, or it is LZMA_STREAM_INIT,
+    // which gives an error.
+    let ret = unsafe { ffi::lzma_code(&raw mut *strm, ffi::LZMA_RUN) };
+    let step = Step {
+        read: input.len() - strm.avail_in,
+        written: out.len() - strm.avail_out,
+        end: match ret {
+            ffi::LZMA_STREAM_END => Ok(true),
+            other => check(other).map(|()| false),
+        },
+    };
+    // The slices are gone when the caller returns; leave no pointers to them.
+    strm.next_in = ptr::null();
+    strm.avail_in = 0;
+    strm.next_out = ptr::null_mut();
+    strm.avail_out = 0;
+    step
 }
 
 impl Drop for BlockDecoder {
@@ -235,6 +242,70 @@ impl Drop for BlockDecoder {
 impl fmt::Debug for BlockDecoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("BlockDecoder")
+    }
+}
+
+/// What a [`StreamDecoder`] decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// A .lzma file, from its header on.
+    Alone,
+    /// A member of a .lz file, from its header to its trailer, whose values are checked.
+    Lzip,
+}
+
+/// A decoder of LZMA with a header before it, which can be used again and again; it keeps its
+/// dictionary when the next one has the same size.
+pub(crate) struct StreamDecoder {
+    strm: ffi::lzma_stream,
+}
+
+// SAFETY: all state behind the pointers is owned by this value alone, and liblzma ties nothing to
+// a thread.
+unsafe impl Send for StreamDecoder {}
+
+impl StreamDecoder {
+    /// A decoder that takes no memory until it has seen a header.
+    pub(crate) fn new() -> Self {
+        // SAFETY: all zero bytes are LZMA_STREAM_INIT.
+        let strm = unsafe { std::mem::zeroed() };
+        Self { strm }
+    }
+
+    /// Prepares for a header, which says how much memory is taken: the caller bounds that by
+    /// looking at the header first.
+    ///
+    /// # Errors
+    /// `Memory`.
+    pub(crate) fn start(&mut self, format: Format) -> Result<(), Failure> {
+        let strm = &raw mut self.strm;
+        // SAFETY: strm is valid since `new`; the calls start it anew whatever it was before.
+        check(unsafe {
+            match format {
+                Format::Alone => ffi::lzma_alone_decoder(strm, u64::MAX),
+                Format::Lzip => ffi::lzma_lzip_decoder(strm, u64::MAX, 0),
+            }
+        })
+    }
+
+    /// Decodes from `input` to `out`, which must not be empty: a .lzma header is not read before
+    /// there is room. Fails with `Data` also when neither consuming nor producing is possible, at
+    /// the latest in the second such call.
+    pub(crate) fn step(&mut self, input: &[u8], out: &mut [u8]) -> Step {
+        code(&mut self.strm, input, out)
+    }
+}
+
+impl Drop for StreamDecoder {
+    fn drop(&mut self) {
+        // SAFETY: strm is valid; this frees its memory once.
+        unsafe { ffi::lzma_end(&raw mut self.strm) };
+    }
+}
+
+impl fmt::Debug for StreamDecoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamDecoder")
     }
 }
 
@@ -262,5 +333,24 @@ mod tests {
         let mut out = [0; 8];
         let result = BlockDecoder::new().step(&[0; 8], &mut out);
         assert!(matches!(result.end, Err(Failure::Misuse(_))));
+        let result = StreamDecoder::new().step(&[0; 8], &mut out);
+        assert!(matches!(result.end, Err(Failure::Misuse(_))));
+    }
+
+    #[test]
+    fn a_decoder_can_be_used_for_one_stream_after_another() {
+        // The smallest files of either format: nothing, with an end marker.
+        let alone =
+            b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0\x83\xff\xfb\xff\xff\xc0\0\0\0";
+        let lzip = b"LZIP\x01\x0c\0\x83\xff\xfb\xff\xff\xc0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x24\0\0\0\0\0\0\0";
+        let mut decoder = StreamDecoder::new();
+        for _ in 0..2 {
+            for (format, file) in [(Format::Alone, &alone[..]), (Format::Lzip, lzip)] {
+                decoder.start(format).unwrap();
+                let step = decoder.step(file, &mut [0; 8]);
+                assert_eq!((step.read, step.written), (file.len(), 0));
+                assert_eq!(step.end, Ok(true), "{format:?}");
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Foreign tools, which make images and say what is in them.
 
 use std::ffi::OsStr;
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 /// A command that finds the tools of the administrator too and speaks English.
 #[must_use]
@@ -36,4 +37,29 @@ pub fn run_command(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// `program ARGS < input`: what it prints.
+///
+/// # Panics
+/// When it is not there or fails.
+#[must_use]
+pub fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = command(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    let stdin = child.stdin.take();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // A tool that stops reading says why by its exit code.
+            let _ = stdin.map(|mut stdin| stdin.write_all(input));
+        });
+        child.wait_with_output()
+    });
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}");
+    output.stdout
 }

@@ -2,12 +2,13 @@
 
 use super::header::{self, IndexParser, Record, STREAM_HEADER_SIZE, StreamFlags};
 use crate::cx::Cancel;
+use crate::layer::tail::{self, Tail};
 use crate::{ByteRange, Error, Kind, Result, Volume};
 
 /// First request for the end of a stream: most often all that is needed.
 const WINDOW_FIRST: u64 = 64 << 10;
 /// Longest request.
-const WINDOW_LAST: u64 = 1 << 20;
+const WINDOW_LAST: u64 = tail::LONGEST;
 /// Memory for a block while the index is being put together, in bytes.
 const BYTES_PER_BLOCK: u64 = 64;
 /// A stream that has blocks takes as much as this many of them.
@@ -79,7 +80,7 @@ impl Index {
     /// file that is cut short or followed by anything but stream padding; `Unsupported`;
     /// `Limit`; what `below` says.
     pub(super) fn read(below: &Volume, memory: u64, cancel: &Cancel) -> Result<Self> {
-        let mut tail = Tail::new(below);
+        let mut tail = Tail::new(below, WINDOW_FIRST);
         check_start(&mut tail)?;
         let mut left = memory / BYTES_PER_BLOCK;
         let mut found = Vec::new();
@@ -177,7 +178,7 @@ impl Index {
 /// # Errors
 /// `NotThisFormat` when the magic is missing, else why the first header is wrong.
 fn check_start(tail: &mut Tail<'_>) -> Result<()> {
-    let size = tail.below.size();
+    let size = tail.below().size();
     if size < STREAM_HEADER_SIZE {
         return Err(Error::new(
             Kind::NotThisFormat,
@@ -298,52 +299,6 @@ fn read_index(
         .map_err(|error| Error::new(error.kind(), format!("{error} (it begins at {at})")))?;
     records.shrink_to_fit();
     Ok((records, blocks))
-}
-
-/// Reads from the end of a volume towards its start with few requests: what is asked for is read
-/// together with what lies before it, and more of it while the requests stay close together.
-struct Tail<'a> {
-    below: &'a Volume,
-    bytes: Vec<u8>,
-    start: u64,
-    window: u64,
-}
-
-impl<'a> Tail<'a> {
-    fn new(below: &'a Volume) -> Self {
-        Self {
-            below,
-            bytes: Vec::new(),
-            start: 0,
-            window: WINDOW_FIRST,
-        }
-    }
-
-    /// The `len` bytes (at most [`WINDOW_LAST`]) at `start`.
-    fn get(&mut self, start: u64, len: u64) -> Result<&[u8]> {
-        let end = start.saturating_add(len);
-        let here = self.start.saturating_add(wide(self.bytes.len()));
-        if start < self.start || end > here {
-            let near = !self.bytes.is_empty() && end >= self.start && end <= here;
-            self.window = if near {
-                self.window.saturating_mul(2).min(WINDOW_LAST)
-            } else {
-                WINDOW_FIRST
-            };
-            let from = end.saturating_sub(self.window.max(len));
-            let len = usize::try_from(end.saturating_sub(from)).unwrap_or(usize::MAX);
-            self.bytes.resize(len, 0);
-            self.start = from;
-            self.below.read_at(&mut self.bytes, from)?;
-        }
-        let skip = usize::try_from(start.saturating_sub(self.start)).unwrap_or(usize::MAX);
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        // Both were brought within `bytes` above.
-        Ok(self
-            .bytes
-            .get(skip..skip.saturating_add(len))
-            .unwrap_or(&[]))
-    }
 }
 
 /// A length in memory as one in a file.

@@ -1,7 +1,7 @@
 //! Formats with another image inside that no layer opens yet, so that the message can name them.
 
 use super::{Class, FIRST, Found, evidence};
-use crate::bytes::{has, slice};
+use crate::bytes::has;
 use crate::layer::Sample;
 
 /// Name, position and bytes of those that a magic tells.
@@ -24,7 +24,6 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ("aff", 0, b"AFF10\x0d\x0a\0"),
     // Compression.
     ("compress", 0, &[0x1f, 0x9d]),
-    ("lzip", 0, b"LZIP\x01"),
     (
         "lzop",
         0,
@@ -43,24 +42,11 @@ pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
     let known = MAGICS.iter().find(|(_, at, magic)| has(head, *at, magic));
     known
         .map(|(name, at, magic)| wrapper(name, magic, *at))
-        .or_else(|| bzip2(head))
         .or_else(|| dmg(sample))
 }
 
 fn wrapper(name: &str, magic: &[u8], at: usize) -> Found {
     Found::new(name, Class::Wrapper, FIRST, evidence(magic, at))
-}
-
-/// `BZh`, the block size as a digit, and the magic of a block or of the end.
-fn bzip2(head: &[u8]) -> Option<Found> {
-    let magic = slice(head, 0, 10)?;
-    let level = slice(magic, 3, 1)?;
-    let block = [0x31, 0x41, 0x59, 0x26, 0x53, 0x59];
-    let end = [0x17, 0x72, 0x45, 0x38, 0x50, 0x90];
-    let found = has(magic, 0, b"BZh")
-        && matches!(level, [b'1'..=b'9'])
-        && (has(magic, 4, &block) || has(magic, 4, &end));
-    found.then(|| wrapper("bzip2", magic, 0))
 }
 
 /// Apple's disk images end with a trailer of 512 bytes.

@@ -9,6 +9,7 @@ mod gzip;
 mod lz4;
 mod mend;
 mod nbd;
+mod packed;
 mod partition;
 mod plan;
 mod tar;
@@ -106,6 +107,18 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "lz4_open",
         run: lz4::open,
+    },
+    Target {
+        name: "bzip2_open",
+        run: packed::bzip2,
+    },
+    Target {
+        name: "lzma_open",
+        run: packed::lzma,
+    },
+    Target {
+        name: "lzip_open",
+        run: packed::lzip,
     },
     Target {
         name: "gpt",

@@ -1,0 +1,209 @@
+//! lzma: the older format of the xz tools (.lzma), one stream of LZMA behind a short header.
+//!
+//! There are no blocks and no checks. A stated size is trusted until decoding shows otherwise;
+//! without one, all of the file is decoded at the first opening, and the size is kept.
+
+mod header;
+pub(super) mod stream;
+
+use std::sync::Arc;
+
+use header::Header;
+use stream::{INPUT, decoder_memory};
+
+use super::decoded::{Decoded, Layout};
+use super::input::Input;
+use super::{Args, Confidence, LayerType, Sample, Verdict, given};
+use crate::cache::{Blocks, Decode, Job, Shelf, Sink, Stored, Whole};
+use crate::sys::lzma::{Format, StreamDecoder};
+use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
+
+/// The layer `lzma`.
+pub static LZMA: LayerType = LayerType {
+    name: "lzma",
+    summary: "LZMA compressed data (.lzma, the format before .xz)",
+    params: &[],
+    probe,
+    open,
+};
+
+/// What is kept for later openings: the sizes of the file and of the image.
+const KEPT: &str = "lzma-size-1";
+/// The bytes that a probe decodes at most, and its dictionary.
+const TRIED: usize = 4096;
+/// An encoder does not write as many zeroes at the start of the coded bytes.
+const ZEROES: usize = 12;
+
+fn probe(sample: &Sample<'_>) -> Verdict {
+    let evidence = plausible(sample.head, sample.size);
+    evidence.map_or(Verdict::No, |evidence| Verdict::Yes {
+        confidence: Confidence::SHORT_MAGIC,
+        evidence,
+    })
+}
+
+/// Without a magic, only decoding tells: random bytes soon ask for what is not in the dictionary.
+fn plausible(head: &[u8], size: u64) -> Option<String> {
+    let header = Header::parse(head)
+        .ok()
+        .filter(|header| header.is_plausible())?;
+    let coded = head.get(header::SIZE..)?;
+    // The first byte of what a range coder has made is always zero.
+    let zeroes = coded.iter().take_while(|byte| **byte == 0).count();
+    if zeroes == 0 || zeroes >= ZEROES {
+        return None;
+    }
+    let mut decoder = StreamDecoder::new();
+    decoder.start(Format::Alone).ok()?;
+    let dictionary = u32::try_from(TRIED).unwrap_or(u32::MAX);
+    let mut out = [0; TRIED];
+    let step = decoder.step(&header.with_dictionary(dictionary), &mut out);
+    step.end.ok()?;
+    let step = decoder.step(coded, &mut out);
+    let complete = step.end.ok()?;
+    let here = u64::try_from(head.len()).unwrap_or(u64::MAX);
+    // It may end early, but only with the file.
+    let read = step.read.saturating_add(header::SIZE);
+    let whole = complete && here == size && read == head.len();
+    if step.written < TRIED && !whole {
+        return None;
+    }
+    let stated = header.size.map_or_else(
+        || "of unknown size".to_owned(),
+        |size| format!("of {size} bytes"),
+    );
+    Some(format!(
+        "a plausible header {stated}, the first {} decode",
+        step.written
+    ))
+}
+
+fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
+    let len = below.size().min(u64::try_from(header::SIZE).unwrap_or(0));
+    let head = below.read_vec(0, usize::try_from(len).unwrap_or(0))?;
+    let header = Header::parse(&head)?;
+    if let Some(size) = header
+        .size
+        .filter(|len| !stream::can_become(below.size(), *len))
+    {
+        let file = below.size();
+        let what = format!("the header claims {size} bytes, which {file} bytes cannot become");
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    let memory = decoder_memory(header.dictionary());
+    Blocks::check_decoder_memory("the image", memory, cx)?;
+    let known = header.size.or_else(|| kept(below, cx));
+    // An empty image costs nothing, and nobody would ever come to its end.
+    if let Some(len) = known.filter(|len| *len > 0) {
+        let layout = Arc::new(Lzma {
+            below: below.clone(),
+            header,
+            len,
+        });
+        return Decoded::volume("lzma", layout, cx);
+    }
+    let stored = measure(below, header, cx)?;
+    if let Some(place) = &cx.place {
+        let sizes = [below.size(), stored.len()].map(u64::to_le_bytes);
+        place.save(KEPT, sizes.as_flattened());
+    }
+    given::volume("lzma", below, stored, cx)
+}
+
+/// The size of the image, as an earlier opening has found it.
+fn kept(below: &Volume, cx: &Cx) -> Option<u64> {
+    let bytes = cx.place.as_ref()?.load(KEPT, 16)?;
+    let (file, image) = bytes.split_first_chunk::<8>()?;
+    let image = u64::from_le_bytes(image.try_into().ok()?);
+    let ours = u64::from_le_bytes(*file) == below.size();
+    (ours && image <= u64::MAX >> 1).then_some(image)
+}
+
+/// Decodes all, to know how much it is.
+fn measure(below: &Volume, header: Header, cx: &Cx) -> Result<Stored> {
+    let mut shelf = Shelf::new("lzma", cx)?;
+    let memory = decoder_memory(header.dictionary());
+    let mut whole = shelf.begin("the image", memory, below.size())?;
+    let mut decoder = StreamDecoder::new();
+    decode(below, header, &mut decoder, &mut whole, Whole::reached)?;
+    whole.reached(below.size());
+    whole.finish()
+}
+
+/// Decodes the file to its end.
+fn decode<S: Sink>(
+    below: &Volume,
+    header: Header,
+    decoder: &mut StreamDecoder,
+    sink: &mut S,
+    told: impl FnMut(&mut S, u64),
+) -> Result<()> {
+    let start = u64::try_from(header::SIZE).unwrap_or(0);
+    let mut input = Input::new(below, ByteRange::between(start, below.size()));
+    let failed = |failure| Error::new(Kind::Limit, "no decoder can be had").caused_by(failure);
+    decoder.start(Format::Alone).map_err(failed)?;
+    let head = header.to_bytes();
+    let ending = stream::decode(decoder, &head, &mut input, sink, told)?;
+    ending.check("the image", input.at())?;
+    if !input.is_at_end() {
+        let at = input.at();
+        let garbage = below.size().saturating_sub(at);
+        let what = format!("trailing garbage: {garbage} bytes at {at}, after the end of the data");
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    Ok(())
+}
+
+/// An image of known size: one block.
+#[derive(Debug)]
+struct Lzma {
+    below: Volume,
+    header: Header,
+    len: u64,
+}
+
+impl Decode for Lzma {
+    fn len(&self, _number: u64) -> u64 {
+        self.len
+    }
+
+    fn offset(&self, _number: u64) -> u64 {
+        0
+    }
+
+    fn describe(&self, _number: u64) -> String {
+        format!("the image of {} bytes", self.len)
+    }
+
+    fn decode(&self, _number: u64, job: &mut Job<'_>) -> Result<()> {
+        self.below
+            .will_need(ByteRange::between(0, INPUT.min(self.below.size())));
+        if !job.start(decoder_memory(self.header.dictionary()))? {
+            return Ok(());
+        }
+        let mut decoder = StreamDecoder::new();
+        decode(&self.below, self.header, &mut decoder, job, |_, _| ())
+    }
+}
+
+impl Layout for Lzma {
+    fn below(&self) -> &Volume {
+        &self.below
+    }
+
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn count(&self) -> u64 {
+        1
+    }
+
+    fn find(&self, _offset: u64) -> u64 {
+        0
+    }
+
+    fn encoded(&self, _number: u64) -> u64 {
+        self.below.size()
+    }
+}
