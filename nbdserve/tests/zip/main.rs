@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod damage;
+mod deflated;
 mod good;
 mod tools;

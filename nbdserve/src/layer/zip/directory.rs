@@ -18,7 +18,7 @@ pub(super) struct Entry {
     /// The name as it is written, where that is different.
     raw_name: Option<Box<[u8]>>,
     pub(super) fields: Fields,
-    /// Whether it is no folder, link or device.
+    /// Whether it is no folder and no symbolic link.
     pub(super) is_regular: bool,
     /// Where the local header is.
     local: u64,

@@ -153,7 +153,7 @@ pub(super) struct Central {
     pub(super) disk: u64,
     /// Where the local header is, from the start of the archive.
     pub(super) local: u64,
-    /// Whether it is a file like others: no folder, link or device.
+    /// Whether it is a file like others: no folder and no symbolic link.
     pub(super) is_regular: bool,
 }
 
@@ -219,8 +219,8 @@ pub(super) fn central(bytes: &[u8], at: u64) -> Result<Central> {
 fn is_regular(made_by: u16, attributes: u32, name: &[u8]) -> bool {
     let is_folder = name.ends_with(b"/") || attributes & 0x10 != 0 && made_by == 0;
     let mode = attributes >> 16 & 0xf000;
-    // No mode at all is that of a file, too.
-    let is_special = matches!(made_by, 3 | 19) && !matches!(mode, 0 | 0x8000);
+    // A file that came out of a pipe may have the mode of the pipe.
+    let is_special = matches!(made_by, 3 | 19) && matches!(mode, 0x4000 | 0xa000);
     !(is_folder || is_special)
 }
 

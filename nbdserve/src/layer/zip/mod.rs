@@ -15,9 +15,14 @@ use directory::{Directory, Entry};
 use super::archive::{
     Archive, ArchiveType, File, Opened, PARAMS, Role, key, open, printed, volume_name,
 };
+use super::deflate::{self, Expected};
 use super::window::Window;
 use super::{Args, Confidence, LAYERS, LayerType, Sample, Verdict};
+use crate::sys::zlib::{Inflate, Place, Stop};
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
+
+/// Deflate data read at once for the first bytes of a file.
+const HEAD_STEP: u64 = 16 << 10;
 
 const NAME: &str = "zip";
 
@@ -103,7 +108,7 @@ impl Zip {
             return Err(unsupported(entry, "is compressed in a way that"));
         };
         let part = Window::read_only(volume_name(NAME, &entry.name), &self.below, data)?;
-        let volume = (layer.open)(&part, &Args::new(), &self.place(entry))
+        let volume = (layer.open)(&part, &Args::new(), &self.inside(data))
             .map_err(|error| error.in_layer(codec))?;
         if volume.size() != entry.fields.size {
             let what = format!(
@@ -117,14 +122,37 @@ impl Zip {
         Ok(volume)
     }
 
-    /// The context for what is in a file.
-    fn place(&self, entry: &Entry) -> Cx {
+    /// The context for what is in a file. Names need not be those of one file only.
+    fn inside(&self, data: ByteRange) -> Cx {
         let mut cx = self.cx.clone();
-        let name = printed(&entry.name);
-        cx.place = cx
-            .place
-            .map(|place| place.inside(&format!("{NAME}:{name}")));
+        let key = format!("data at {}", data.start());
+        cx.place = cx.place.map(|place| place.inside(&key));
         cx
+    }
+
+    /// A file whose method is deflate.
+    fn inflated(&self, entry: &Entry, data: ByteRange) -> Result<Volume> {
+        let expected = Expected {
+            size: Some(entry.fields.size),
+            crc32: Some(entry.fields.crc32),
+        };
+        deflate::raw(NAME, &self.below, data, expected, &self.inside(data))
+    }
+
+    /// The file and where its bytes are, if it is one that may be looked into.
+    fn data(&self, number: u64) -> Result<(&Entry, ByteRange)> {
+        let entry = self.entry(number)?;
+        let name = printed(&entry.name);
+        let fields = entry.fields;
+        if fields.flags & (header::ENCRYPTED | header::MASKED) != 0 {
+            let what = format!("{name} is encrypted");
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        if fields.flags & header::PATCH != 0 {
+            let what = format!("{name} is a patch");
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        Ok((entry, self.directory.data(entry, &self.below)?))
     }
 }
 
@@ -149,6 +177,42 @@ fn unsupported(entry: &Entry, what: &str) -> Error {
     Error::new(Kind::Unsupported, what)
 }
 
+/// The first `len` bytes of deflate data, which is at least so long when it is sound.
+fn inflated_head(below: &Volume, data: ByteRange, len: usize, cx: &Cx) -> Result<Vec<u8>> {
+    let damaged = || {
+        let what = format!("the deflate data at {} is damaged", data.start());
+        Error::new(Kind::Corrupt, what)
+    };
+    let mut inflate = Inflate::new()
+        .map_err(|failure| Error::new(Kind::Limit, "no memory for a decoder").caused_by(failure))?;
+    let mut head = vec![0; len];
+    let mut done = 0_usize;
+    let mut at = data.start();
+    while done < len {
+        cx.cancel.check()?;
+        let end = at.saturating_add(HEAD_STEP).min(data.end());
+        let input = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
+        if input == 0 {
+            return Err(damaged());
+        }
+        let input = below.read_vec(at, input)?;
+        let mut rest = input.as_slice();
+        at = end;
+        while !rest.is_empty() && done < len {
+            let out = head.get_mut(done..).unwrap_or_default();
+            let step = inflate.step(rest, out, Stop::Never);
+            done = done.saturating_add(step.written);
+            rest = rest.get(step.read..).unwrap_or_default();
+            let is_stuck = step.read == 0 && step.written == 0;
+            let is_over = !matches!(step.place, Ok(place) if place != Place::End);
+            if done < len && (is_over || is_stuck) {
+                return Err(damaged());
+            }
+        }
+    }
+    Ok(head)
+}
+
 impl Archive for Zip {
     fn files(&self) -> Box<dyn Iterator<Item = File<'_>> + '_> {
         let all = (1..).zip(self.directory.entries.iter().zip(&self.roles));
@@ -162,26 +226,18 @@ impl Archive for Zip {
     }
 
     fn open(&self, number: u64) -> Result<Opened> {
-        let entry = self.entry(number)?;
-        let name = printed(&entry.name);
+        let (entry, data) = self.data(number)?;
         let fields = entry.fields;
-        if fields.flags & (header::ENCRYPTED | header::MASKED) != 0 {
-            let what = format!("{name} is encrypted");
-            return Err(Error::new(Kind::Unsupported, what));
-        }
-        if fields.flags & header::PATCH != 0 {
-            let what = format!("{name} is a patch");
-            return Err(Error::new(Kind::Unsupported, what));
-        }
-        let data = self.directory.data(entry, &self.below)?;
         let volume_name = volume_name(NAME, &entry.name);
         let volume = match fields.method {
             0 if fields.compressed != fields.size => {
                 let (stored, size) = (fields.compressed, fields.size);
+                let name = printed(&entry.name);
                 let what = format!("{name} is stored, {size} bytes as {stored}");
                 return Err(Error::new(Kind::Corrupt, what));
             }
             0 => Window::read_only(volume_name, &self.below, data)?,
+            8 => Window::renamed(volume_name, &self.inflated(entry, data)?),
             12 => Window::renamed(volume_name, &self.decoded(entry, data, "bzip2")?),
             93 => Window::renamed(volume_name, &self.decoded(entry, data, "zstd")?),
             95 => Window::renamed(volume_name, &self.decoded(entry, data, "xz")?),
@@ -192,5 +248,17 @@ impl Archive for Zip {
             volume,
             range: None,
         })
+    }
+
+    /// Without the pass over all of a file that entering it in the middle may take.
+    fn head(&self, number: u64, len: usize) -> Result<Vec<u8>> {
+        let (entry, data) = self.data(number)?;
+        if entry.fields.method == 8 {
+            let size = usize::try_from(entry.fields.size).unwrap_or(usize::MAX);
+            return inflated_head(&self.below, data, len.min(size), &self.cx);
+        }
+        let volume = self.open(number)?.volume;
+        let size = usize::try_from(volume.size()).unwrap_or(usize::MAX);
+        volume.read_vec(0, len.min(size))
     }
 }
