@@ -18,6 +18,15 @@ pub(super) struct Entered {
     pub(super) note: Option<String>,
 }
 
+/// What the things are kept under that a layer keeps: they are for the layer with these arguments, but
+/// the index of an archive is the same for all files in it.
+pub(super) fn kept_for(layer: &LayerType, spec: &LayerSpec) -> String {
+    match archive::of(layer) {
+        Some(_) => layer.name.to_owned(),
+        None => spec.to_string(),
+    }
+}
+
 /// Opens `layer` on `below`, as `spec` says; `outer` are the layers around. Whether `below` is a part
 /// of the source as it is decides whether it is worth finding out whether the new volume is.
 ///

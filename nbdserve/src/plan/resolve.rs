@@ -1,7 +1,7 @@
 //! From a source to a plan: probing, and following a plan.
 
 use super::choose::Partitions;
-use super::enter::{Entered, enter};
+use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
 use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
 use crate::layer::partition::{PARTITION, Table, read_table};
@@ -264,10 +264,9 @@ impl<'a> Walk<'a> {
             return Err(Error::new(Kind::Limit, what)
                 .hint("--layer NAME... --layer raw opens the outer ones only"));
         }
-        // What is kept is kept for the layer with these arguments, on what lies below it.
         let place = self.cx.place.take();
-        let inside = |spec: &LayerSpec| place.as_ref().map(|place| place.inside(&spec.to_string()));
-        self.cx.place = inside(&spec);
+        let inside = |what: &str| place.as_ref().map(|place| place.inside(what));
+        self.cx.place = inside(&kept_for(layer, &spec));
         let is_plain = self.source_range.is_some();
         let Entered {
             spec,
@@ -283,7 +282,7 @@ impl<'a> Walk<'a> {
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
         // The spec may name an entry by now.
-        self.cx.place = inside(&spec);
+        self.cx.place = inside(&spec.to_string());
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);

@@ -10,7 +10,7 @@ use nbdserve::testing::{Counting, Counts};
 use nbdserve::{Cx, Volume};
 
 use crate::forge::{Header, end, file};
-use crate::tools::{cx, named, noise, read_all};
+use crate::tools::{cx, named, noise, read_all, resolve};
 
 /// Twenty files of which each takes a request.
 fn twenty() -> Vec<u8> {
@@ -112,4 +112,27 @@ fn a_small_archive_is_not_worth_it() {
     let bytes = [file("disk", b"content"), end()].concat();
     (TAR.open)(&Memory::volume(bytes), &named("disk"), &cx).unwrap();
     assert_eq!(indexes(dir.path()).len(), 0);
+}
+
+#[test]
+fn a_plan_is_followed_without_reading_headers_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let with_place = || Cx {
+        place: Some(Place::new(store.clone(), "it")),
+        ..cx()
+    };
+    let bytes = twenty();
+    // Without a name, by a pattern, and by the name that the plan has.
+    let (source, counts) = counting(&bytes);
+    let found = resolve(source.clone(), &["tar:?1?"], &with_place());
+    assert_eq!(found.unwrap_err().kind(), nbdserve::Kind::OutOfRange);
+    assert!(counts.reads() >= 20);
+    counts.reset();
+    let found = resolve(source.clone(), &["tar:f1[3]"], &with_place()).unwrap();
+    assert_eq!(found.plan.layers[0].to_string(), "tar:f13");
+    counts.reset();
+    let opened = nbdserve::plan::reopen(source, &found.plan, &with_place()).unwrap();
+    assert_eq!(counts.reads(), 0);
+    assert!(read_all(&opened.volume) == noise(100_000, 13));
 }
