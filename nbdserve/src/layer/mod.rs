@@ -13,8 +13,11 @@ pub mod lz4;
 pub mod offset;
 pub mod partition;
 mod scan;
+pub mod simg;
 mod spans;
+pub mod split;
 pub mod tar;
+mod twins;
 mod window;
 pub mod xz;
 pub mod zip;
@@ -32,6 +35,8 @@ pub static LAYERS: &[&LayerType] = &[
     &lz4::LZ4,
     &tar::TAR,
     &zip::ZIP,
+    &simg::SIMG,
+    &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
 ];

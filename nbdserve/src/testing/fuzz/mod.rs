@@ -11,6 +11,7 @@ mod mend;
 mod nbd;
 mod partition;
 mod plan;
+mod simg;
 mod tar;
 mod xz;
 mod zip;
@@ -106,6 +107,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "lz4_open",
         run: lz4::open,
+    },
+    Target {
+        name: "simg_open",
+        run: simg::open,
     },
     Target {
         name: "gpt",
