@@ -57,7 +57,7 @@ fn the_first_part_mounts_them_all_and_is_the_name_of_the_unit() {
 #[test]
 fn info_tells_of_the_parts() {
     let (sandbox, raw) = raw_disk(Who::User);
-    let parts = cut(&sandbox, &raw, 10 << 20);
+    let parts = cut(&sandbox, &raw, 5 << 20);
     let out = sandbox.loopmount().arg("--info").arg(&parts[0]).ok().out();
     let count = parts.len();
     let told = format!("{count} parts, disk.img.001 to disk.img.{count:03}");
@@ -73,7 +73,7 @@ fn info_tells_of_the_parts() {
 #[test]
 fn parts_may_be_forced_and_prevented() {
     let (sandbox, raw) = raw_disk(Who::User);
-    let parts = cut(&sandbox, &raw, 10 << 20);
+    let parts = cut(&sandbox, &raw, 5 << 20);
     let show = |args: &[&str]| {
         let target = sandbox.join("whole");
         sandbox
@@ -90,8 +90,8 @@ fn parts_may_be_forced_and_prevented() {
     let whole = fs::read(&raw).unwrap();
     assert!(show(&[]) == whole);
     assert!(show(&["--layer=split", "--layer=raw"]) == whole);
-    assert!(show(&["--layer=raw"]) == whole[..10 << 20]);
-    assert!(show(&["--layer=split:2", "--layer=raw"]) == whole[..20 << 20]);
+    assert!(show(&["--layer=raw"]) == whole[..5 << 20]);
+    assert!(show(&["--layer=split:2", "--layer=raw"]) == whole[..10 << 20]);
     sandbox
         .loopmount()
         .args(["--info", "--layer=split"])
@@ -116,7 +116,7 @@ fn a_compressed_image_in_parts_is_decoded() {
 #[test]
 fn a_missing_or_a_locked_part_is_named() {
     let (sandbox, raw) = raw_disk(Who::User);
-    let parts = cut(&sandbox, &raw, 10 << 20);
+    let parts = cut(&sandbox, &raw, 5 << 20);
     let target = sandbox.new_dir("mnt");
     let second = sandbox.join("hidden");
     fs::rename(&parts[1], &second).unwrap();

@@ -239,7 +239,7 @@ fn slow(sandbox: &Sandbox) -> PathBuf {
         &raw,
         &["-0", "--lzma2=dict=64KiB,mode=fast"],
     ));
-    sandbox.new_file("slow.xz", part.unwrap().repeat(100))
+    sandbox.new_file("slow.xz", part.unwrap().repeat(30))
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn unmounting_stops_a_prefetch_at_once() {
         let now = prefetched(&sandbox, &shown);
         sandbox.unmount(&image);
         sandbox.assert_clean();
-        assert_eq!(now["total"], 400 * MIB);
+        assert_eq!(now["total"], 120 * MIB);
     }
 }
 

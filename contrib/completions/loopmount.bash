@@ -23,7 +23,7 @@ _loopmount() {
 
     case "${cmd}" in
         loopmount)
-            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --json --partition --fuse --write --via --layer --cache-size --temp-dir --header --ca --download --verify --foreground --verbose --help --version"
+            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --json --partition --fuse --write --via --layer --cache-size --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

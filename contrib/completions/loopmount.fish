@@ -19,6 +19,7 @@ complete -c loopmount -l fuse -d 'Show the decoded disk (with -P: the partition)
 complete -c loopmount -s w -l write -d 'Let writes go to the image'
 complete -c loopmount -l download -d 'For an http image: fetch it whole first'
 complete -c loopmount -l verify -d 'Serve nothing of a block before its check has passed'
+complete -c loopmount -l prefetch -d 'Read all of it once, in the background (without a TARGET: now), so that it is in the cache'
 complete -c loopmount -l foreground -d 'Stay in the foreground'
 complete -c loopmount -s v -l verbose -d 'More messages in the log (repeat for more)'
 complete -c loopmount -s h -l help -d 'Print help'

@@ -223,7 +223,7 @@ mod tests {
         fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
             let range = ByteRange::between(offset, offset + buf.len() as u64);
             self.0.lock().unwrap().push(range);
-            if offset >= 2 * STEP && offset < 2 * STEP + PIECE {
+            if (2 * STEP..2 * STEP + PIECE).contains(&offset) {
                 return Err(Error::new(Kind::Corrupt, "damaged"));
             }
             Ok(())

@@ -106,7 +106,10 @@ impl Image {
     /// A second handle on a local regular file, for a kernel that can read it by itself.
     #[must_use]
     pub fn regular_file(&self) -> Option<Arc<OwnedFd>> {
-        let Self::File(fd) = self else {
+        let Self::Files(fds) = self else {
+            return None;
+        };
+        let [fd] = &fds[..] else {
             return None;
         };
         let mode = rustix::fs::fstat(fd).ok()?.st_mode;
