@@ -23,12 +23,16 @@ _loopmount() {
 
     case "${cmd}" in
         loopmount)
-            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --json --partition --fuse --write --via --layer --cache-size --temp-dir --header --ca --download --verify --foreground --verbose --help --version"
+            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --via --layer --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --cache)
+                    COMPREPLY=($(compgen -W "show clear" -- "${cur}"))
+                    return 0
+                    ;;
                 --partition)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -50,6 +54,10 @@ _loopmount() {
                     return 0
                     ;;
                 --cache-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cache-limit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cache::{BlockCache, Pool};
 use crate::store::{Place, Store};
 use crate::{Error, Kind, Result};
@@ -65,6 +67,19 @@ impl Cx {
     }
 }
 
+impl Cx {
+    /// Where the result of a pass of the layer that is being opened is kept: what is decoded, or
+    /// only (`index`) where what lies.
+    #[must_use]
+    pub fn kept(&self, index: bool) -> String {
+        match (&self.place, index) {
+            (Some(place), _) => format!("kept in {} for the next time", place.folder().display()),
+            (None, true) => "kept in memory until the end".to_owned(),
+            (None, false) => format!("kept in {} until the end", self.temp_dir.display()),
+        }
+    }
+}
+
 /// A flag that ends waits and background work. Clones share it; it cannot be reset.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
@@ -94,8 +109,24 @@ impl Cancel {
     }
 }
 
+/// A pass over an image that some reads wait for: all texts are for the user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// What is done, as [`Observer::progress`] will say it.
+    pub what: String,
+    /// Why that has to be; may be empty.
+    pub why: String,
+    /// Where the result is kept, and for how long; may be empty.
+    pub kept: String,
+}
+
 /// Hears what happens inside the layers. Called from any thread; must return quickly.
 pub trait Observer: Send + Sync {
+    /// A pass begins, however long it will take. One that nobody announces is known by its progress.
+    fn begins(&self, pass: &Pass) {
+        let _ = pass;
+    }
+
     /// A pass over `total` bytes has reached `done`; called at most a few times a second.
     fn progress(&self, what: &str, done: u64, total: u64) {
         let _ = (what, done, total);

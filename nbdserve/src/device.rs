@@ -2,8 +2,10 @@
 
 use std::fmt::Debug;
 
+use serde::Serialize;
+
 use crate::stats::BlockStats;
-use crate::{ByteRange, Extents, Result};
+use crate::{ByteRange, Cx, Extents, Result};
 
 /// How a device likes to be used. All figures are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,50 @@ pub enum Access {
     Block(u64),
     /// Bytes appear in order, once: a byte costs the decoding of everything before it.
     FirstPass,
+}
+
+/// How a layer knows which byte lies where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Index {
+    /// The image says it.
+    InImage,
+    /// It was found out when the image was opened.
+    Found,
+}
+
+/// Where what was decoded stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keeping {
+    /// In memory, as far as that goes.
+    Memory,
+    /// In a temp file, until the image is closed.
+    TempFile,
+    /// In the cache on disk, for the next mount too.
+    Disk,
+}
+
+impl Keeping {
+    /// For a layer with this context, all or a part of which is decoded into a temp file.
+    pub(crate) fn of(cx: &Cx, all: bool, some: bool) -> Self {
+        match (cx.place.is_some(), all || some) {
+            (true, _) => Self::Disk,
+            (false, true) => Self::TempFile,
+            (false, false) => Self::Memory,
+        }
+    }
+}
+
+/// What reading somewhere in a layer costs, the layers below it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cost {
+    /// What is decoded for a byte.
+    pub access: Access,
+    /// How it is known where that lies.
+    pub index: Index,
+    /// Where what was decoded stays.
+    pub kept: Keeping,
 }
 
 /// A source or a layer: bytes at offsets, readable by many threads at once.
@@ -90,6 +136,23 @@ pub trait Device: Send + Sync + Debug {
     /// what was decoded of them, is kept under it for the next mount. `None` for what may change
     /// without a trace, and for what is not a source. May wait a moment.
     fn source_identity(&self) -> Option<String> {
+        None
+    }
+
+    /// How many files it is put together from; `None` for what is no file, or not by itself.
+    fn parts(&self) -> Option<usize> {
+        None
+    }
+
+    /// What reading somewhere costs; `None` for what decodes nothing.
+    fn cost(&self) -> Option<Cost> {
+        None
+    }
+
+    /// About how many bytes of `range` are not zero, as far as that can be told without reading
+    /// anything: an estimate for st_blocks. `None` when nobody can say.
+    fn stored(&self, range: ByteRange) -> Option<u64> {
+        let _ = range;
         None
     }
 

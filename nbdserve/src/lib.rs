@@ -18,6 +18,7 @@ pub mod error;
 mod extents;
 pub mod layer;
 pub mod plan;
+pub mod prefetch;
 pub mod proto;
 mod range;
 pub mod server;
@@ -31,7 +32,9 @@ pub mod testing;
 mod volume;
 
 pub use cx::Cx;
-pub use device::{Access, Device, Done, Geometry, WriteFeatures, Writer, ZeroOpts};
+pub use device::{
+    Access, Cost, Device, Done, Geometry, Index, Keeping, WriteFeatures, Writer, ZeroOpts,
+};
 pub use error::{Error, Kind, Result};
 pub use extents::{Extent, ExtentFlags, Extents};
 pub use range::ByteRange;

@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::stats::{Requests, VolumeStats};
 use crate::{
-    ByteRange, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Result, Writer, ZeroOpts,
+    ByteRange, Cost, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Result, Writer,
+    ZeroOpts,
 };
 
 /// Most runs in one extents answer: NBD allows 2^20 in a reply, a quarter of that is 10 MiB here.
@@ -93,6 +94,29 @@ impl Volume {
         result.map_err(|error| self.named(error))
     }
 
+    /// How many files it is put together from; `None` for what is no file.
+    #[must_use]
+    pub fn parts(&self) -> Option<usize> {
+        self.inner.device.parts()
+    }
+
+    /// What reading somewhere costs, the layers below apart; `None` for what decodes nothing.
+    #[must_use]
+    pub fn cost(&self) -> Option<Cost> {
+        self.inner.device.cost()
+    }
+
+    /// About how many bytes of `range` are not zero, as far as that is known without reading: an
+    /// estimate. `None` when nothing is known.
+    #[must_use]
+    pub fn stored(&self, range: ByteRange) -> Option<u64> {
+        let range = range.intersect(ByteRange::between(0, self.size()));
+        if range.is_empty() {
+            return Some(0);
+        }
+        self.inner.device.stored(range)
+    }
+
     /// What was asked of it so far.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
@@ -164,6 +188,28 @@ impl Volume {
         let found = self.extents_limited(wanted, out.room().saturating_add(1))?;
         for run in found.runs() {
             out.push_until(run.range.end().saturating_sub(window.start()), run.flags);
+        }
+        Ok(())
+    }
+
+    /// Answers an extents query for a layer that shows the bytes `part` of this volume at its own
+    /// offset `at`, where `out` has got to: up to the end of the part, or until `out` is full.
+    ///
+    /// # Errors
+    /// As [`Self::extents`].
+    pub fn extents_placed(&self, part: ByteRange, at: u64, out: &mut Extents) -> Result<()> {
+        let placed = |below: u64| at.saturating_add(below.saturating_sub(part.start()));
+        while !out.is_full() && out.next_offset() < placed(part.end()) {
+            let skip = out.next_offset().saturating_sub(at);
+            let from = part.start().saturating_add(skip);
+            let asked = out.asked().end().saturating_sub(at);
+            let until = part.start().saturating_add(asked).min(part.end());
+            let wanted = ByteRange::between(from, until);
+            // One more than there is room for: the first may continue the last one that is there.
+            let found = self.extents_limited(wanted, out.room().saturating_add(1))?;
+            for run in found.runs() {
+                out.push_until(placed(run.range.end()), run.flags);
+            }
         }
         Ok(())
     }

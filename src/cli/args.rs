@@ -24,6 +24,7 @@ Examples:
 #[command(name = "loopmount", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(override_usage = "loopmount [OPTIONS] IMAGE TARGET
        loopmount [OPTIONS] IMAGE -- COMMAND...
+       loopmount --prefetch IMAGE
        loopmount -u WHAT | --info IMAGE | --list | --stats WHAT | --cache")]
 pub struct Cli {
     /// Disk image, block device or URL (with -u: mount point, image, device or id)
@@ -119,6 +120,10 @@ pub struct Cli {
     #[arg(long)]
     pub verify: bool,
 
+    /// Read all of it once, in the background (without a TARGET: now), so that it is in the cache
+    #[arg(long, conflicts_with_all = ["umount", "info", "list", "stats"])]
+    pub prefetch: bool,
+
     /// Stay in the foreground
     #[arg(long)]
     pub foreground: bool,
@@ -175,6 +180,7 @@ impl Cli {
             return Ok(());
         }
         match (&self.target, self.command.is_empty()) {
+            (None, true) if self.prefetch && !self.write && !self.foreground => Ok(()),
             (None, true) => Err("a TARGET or -- COMMAND is missing".to_owned()),
             (Some(_), false) => Err("a TARGET and a COMMAND exclude each other".to_owned()),
             (None, false) if self.fuse => {
@@ -220,6 +226,19 @@ mod tests {
     }
 
     #[test]
+    fn a_prefetch_needs_no_target() {
+        for line in [
+            "--prefetch disk",
+            "--prefetch disk /mnt",
+            "--prefetch --fuse disk raw",
+        ] {
+            let cli =
+                Cli::try_parse_from(["loopmount"].into_iter().chain(line.split(' '))).unwrap();
+            assert_eq!(cli.check(), Ok(()), "{line}");
+        }
+    }
+
+    #[test]
     fn forms_that_make_no_sense_are_refused() {
         for line in [
             "loopmount",
@@ -236,6 +255,9 @@ mod tests {
             "loopmount --cache=clear --json",
             "loopmount --cache --info disk",
             "loopmount --cache-limit much disk /mnt",
+            "loopmount --prefetch",
+            "loopmount --prefetch -w disk",
+            "loopmount --prefetch -u /mnt",
         ] {
             let cli = Cli::try_parse_from(line.split(' '));
             assert!(

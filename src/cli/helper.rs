@@ -97,6 +97,7 @@ fn options(list: &str) -> Vec<OsString> {
             ("write", None) => out.push("--write".into()),
             ("verify", None) => out.push("--verify".into()),
             ("download", None) => out.push("--download".into()),
+            ("prefetch", None) => out.push("--prefetch".into()),
             (
                 "partition" | "via" | "layer" | "cache_size" | "cache_limit" | "temp_dir" | "ca",
                 Some(value),

@@ -1,38 +1,53 @@
 //! `loopmount --info IMAGE`.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use nbdserve::plan::{self, Info, Pick, Purpose};
-use nbdserve::source::{File, OpenMode};
-use nbdserve::{Error, Kind, Result, Volume};
+use nbdserve::layer::split::look;
+use nbdserve::plan::{self, Info, Pick, Purpose, Resolved};
+use nbdserve::source::OpenMode;
+use nbdserve::source::split::{self, Joined};
+use nbdserve::{Cx, Error, Kind, Result};
 
 use super::Cli;
+use crate::unit::front::Terminal;
 use crate::unit::looks_like_root;
 
 /// Prints what the image is, as text or as JSON; with -P what that partition holds.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
-    let cx = cli.cx();
+    let terminal = Arc::new(Terminal::new());
+    let cx = cli.cx(&terminal);
+    let resolved = open(cli, image, &cx);
+    // Nothing is decoded for a volume that is not read any more.
+    cx.cancel.cancel();
+    terminal.clear();
+    print(&Info::new(&resolved?), cli.json)
+}
+
+/// Opens the image in this process: all of it, with -P the partition.
+pub(super) fn open(cli: &Cli, image: &Path, cx: &Cx) -> Result<Resolved> {
+    let look = look(&cli.layers)?;
     let (source, name) = match cli.remote(image)? {
-        Some(remote) => (remote.open(cli.cache_bytes(), &cx)?, remote.shown()),
+        Some(remote) => {
+            let source = remote.open(look, cli.cache_bytes(), cx)?;
+            (source, remote.shown())
+        }
         None => {
-            let file = File::open(image, OpenMode::ReadOnly)?;
-            (Volume::new(file), image.to_string_lossy().into_owned())
+            let files = split::open(image, look, OpenMode::ReadOnly)?;
+            (Joined::volume(files)?, image.to_string_lossy().into_owned())
         }
     };
-    let resolved = match &cli.partition {
-        None => plan::inspect(source, &name, &cli.layers, &cx),
+    match &cli.partition {
+        None => plan::inspect(source, &name, &cli.layers, cx),
         Some(partition) => {
             let request = plan::Request {
                 layers: cli.layers.clone(),
                 pick: Pick::Partition(partition.clone()),
                 purpose: Purpose::Bytes,
             };
-            plan::resolve(source, &name, &request, &looks_like_root, &cx)
+            plan::resolve(source, &name, &request, &looks_like_root, cx)
         }
-    };
-    // Nothing is decoded for a volume that is not read any more.
-    cx.cancel.cancel();
-    print(&Info::new(&resolved?), cli.json)
+    }
 }
 
 fn print(info: &Info, json: bool) -> Result<()> {

@@ -5,6 +5,7 @@ mod cache;
 mod helper;
 mod info;
 mod mount;
+mod prefetch;
 
 use std::ffi::OsString;
 
@@ -91,6 +92,9 @@ fn run(cli: &Cli) -> Result<Exit> {
     }
     if cli.info {
         return info::command(cli, image).map(|()| Exit::Done);
+    }
+    if cli.prefetch && cli.target.is_none() && cli.command.is_empty() {
+        return prefetch::command(cli, image);
     }
     mount::command(cli, image)
 }

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nbdserve::cx::Observer;
+use nbdserve::layer::split::look;
 use nbdserve::source::http::Http;
-use nbdserve::source::{File, OpenMode};
+use nbdserve::source::{File, OpenMode, split};
 use nbdserve::store::DEFAULT_LIMIT;
 use nbdserve::{Cx, Error, Kind, Result};
 
@@ -41,9 +43,16 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
     run_command(cli, name, source, id)
 }
 
+/// A plain image that the kernel reads by itself.
+const NOTHING_TO_PREFETCH: &str =
+    "nothing is decoded, so there is nothing to prefetch: the kernel keeps what is read";
+
 /// Makes the image appear and returns, or with --foreground stays.
 fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
     if let Some(mounted) = source.try_plain(request)? {
+        if request.prefetch {
+            eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
+        }
         if cli.foreground {
             mounted.stay()?;
         }
@@ -125,7 +134,7 @@ fn take_down(id: &str) -> Result<()> {
 
 /// An image on this machine, opened with the caller's rights, once; or one elsewhere.
 enum Source {
-    File(File),
+    Files(Vec<File>),
     Remote(Remote),
 }
 
@@ -143,14 +152,14 @@ impl Source {
         } else {
             OpenMode::ReadOnly
         };
-        File::open(image, mode).map(Self::File)
+        split::open(image, look(&cli.layers)?, mode).map(Self::Files)
     }
 
     /// The image's name in messages and in the record.
     fn name(&self, image: &Path) -> Result<PathBuf> {
         match self {
             Self::Remote(remote) => Ok(PathBuf::from(remote.shown())),
-            Self::File(_) => image
+            Self::Files(_) => image
                 .canonicalize()
                 .map_err(|error| Error::io(format!("cannot resolve {}", image.display()), error)),
         }
@@ -159,14 +168,17 @@ impl Source {
     /// Mounted by the kernel's loop device alone, where that will do.
     fn try_plain(&self, request: &Request) -> Result<Option<plain::Mounted>> {
         match self {
-            Self::File(file) => plain::try_mount(request, file),
+            Self::Files(files) => match &files[..] {
+                [file] => plain::try_mount(request, file),
+                _ => Ok(None),
+            },
             Self::Remote(_) => Ok(None),
         }
     }
 
     fn into_image(self) -> Image {
         match self {
-            Self::File(file) => Image::File(file.into_fd()),
+            Self::Files(files) => Image::Files(files.into_iter().map(File::into_fd).collect()),
             Self::Remote(remote) => Image::Remote(remote),
         }
     }
@@ -202,8 +214,9 @@ impl Cli {
     }
 
     /// A context for a look at the image in this process.
-    pub(super) fn cx(&self) -> Cx {
+    pub(super) fn cx(&self, terminal: &Arc<Terminal>) -> Cx {
         let mut cx = Cx::new(self.cache_bytes());
+        cx.observer = Arc::clone(terminal) as Arc<dyn Observer>;
         cx.temp_dir = self.temp_dir();
         cx.verify = self.verify;
         cx.store = self.disk_cache().open();
@@ -256,6 +269,7 @@ impl Cli {
             create_target,
             private,
             verbosity: self.verbose,
+            prefetch: self.prefetch,
         }
     }
 }

@@ -2,12 +2,12 @@
 //! It is passed from process to process and never recorded, since an address can hold credentials.
 
 use std::fmt;
-use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nbdserve::source::http::{Http, HttpOptions};
+use nbdserve::source::split::{Joined, Look, Series};
 use nbdserve::source::{File, OpenMode};
 use nbdserve::{Cx, Error, Kind, Result, Volume};
 use rustix::fs::FileType;
@@ -19,8 +19,8 @@ const REMOTE_PART: u64 = 8;
 /// Where the bytes are.
 #[derive(Debug)]
 pub enum Image {
-    /// Opened by the launcher with the caller's rights.
-    File(OwnedFd),
+    /// Opened by the launcher with the caller's rights; of a split image all parts, in order.
+    Files(Vec<OwnedFd>),
     /// To be opened by the server.
     Remote(Remote),
 }
@@ -52,11 +52,12 @@ impl Remote {
         Http::shown(&self.url).unwrap_or_else(|_| "an address".to_owned())
     }
 
-    /// Opens it here. `memory` bytes are for decoded blocks and fetched parts together.
+    /// Opens it here, with the parts that follow if `look` wants them. `memory` bytes are for
+    /// decoded blocks and fetched parts together.
     ///
     /// # Errors
     /// What the server or the network says.
-    pub fn open(&self, memory: u64, cx: &Cx) -> Result<Volume> {
+    pub fn open(&self, look: Look, memory: u64, cx: &Cx) -> Result<Volume> {
         let options = HttpOptions {
             headers: self.headers.clone(),
             ca: self.ca.clone(),
@@ -64,11 +65,32 @@ impl Remote {
             ..HttpOptions::default()
         };
         if self.download {
-            let file: StdFile = Http::download(&self.url, &options, cx)?;
-            return File::from_fd(file.into(), &self.shown(), OpenMode::ReadOnly).map(Volume::new);
+            let files = Http::download_split(&self.url, &options, look, cx)?;
+            let fds = files.into_iter().map(OwnedFd::from).collect();
+            return open_files(fds, &self.shown(), OpenMode::ReadOnly);
         }
-        Http::open(&self.url, &options, cx).map(Volume::new)
+        Http::open_split(&self.url, &options, look, cx).map(Volume::new)
     }
+}
+
+/// Takes over the open files of an image, of which `name` is the first, as one volume.
+///
+/// # Errors
+/// As [`File::from_fd`] and [`Joined::volume`].
+pub fn open_files(fds: Vec<OwnedFd>, name: &str, mode: OpenMode) -> Result<Volume> {
+    let (folder, first) = match name.rsplit_once('/') {
+        Some((folder, first)) => (format!("{folder}/"), first),
+        None => (String::new(), name),
+    };
+    let series = Series::of(first);
+    let named = |index| match series.as_ref().and_then(|series| series.name(index)) {
+        Some(part) => format!("{folder}{part}"),
+        None if index == 0 => name.to_owned(),
+        None => format!("part {} of {name}", index + 1),
+    };
+    let fds = fds.into_iter().enumerate();
+    let files = fds.map(|(index, fd)| File::from_fd(fd, &named(index), mode));
+    Joined::volume(files.collect::<Result<_>>()?)
 }
 
 impl Image {
@@ -76,7 +98,7 @@ impl Image {
     #[must_use]
     pub fn parts(&self) -> (Option<Remote>, Vec<BorrowedFd<'_>>) {
         match self {
-            Self::File(fd) => (None, vec![fd.as_fd()]),
+            Self::Files(fds) => (None, fds.iter().map(AsFd::as_fd).collect()),
             Self::Remote(remote) => (Some(remote.clone()), Vec::new()),
         }
     }
@@ -84,7 +106,10 @@ impl Image {
     /// A second handle on a local regular file, for a kernel that can read it by itself.
     #[must_use]
     pub fn regular_file(&self) -> Option<Arc<OwnedFd>> {
-        let Self::File(fd) = self else {
+        let Self::Files(fds) = self else {
+            return None;
+        };
+        let [fd] = &fds[..] else {
             return None;
         };
         let mode = rustix::fs::fstat(fd).ok()?.st_mode;
@@ -98,13 +123,11 @@ impl Image {
     ///
     /// # Errors
     /// When there is neither an address nor a descriptor.
-    pub fn from_parts(remote: Option<Remote>, mut fds: Vec<OwnedFd>) -> Result<Self> {
+    pub fn from_parts(remote: Option<Remote>, fds: Vec<OwnedFd>) -> Result<Self> {
         match remote {
             Some(remote) => Ok(Self::Remote(remote)),
-            None => fds
-                .pop()
-                .map(Self::File)
-                .ok_or_else(|| Error::new(Kind::Io, "no image came with the request")),
+            None if fds.is_empty() => Err(Error::new(Kind::Io, "no image came with the request")),
+            None => Ok(Self::Files(fds)),
         }
     }
 }

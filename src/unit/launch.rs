@@ -36,8 +36,9 @@ pub fn start(request: &Request, image: &Image) -> Result<Started, Failure> {
             Some((ToLauncher::Progress { what, done, total }, _)) => {
                 terminal.update(&what, done, total);
             }
+            Some((ToLauncher::Pass(pass), _)) => terminal.begins(pass),
             Some((ToLauncher::Ready { via }, _)) => {
-                terminal.clear();
+                terminal.finish();
                 return Ok(Started { via, channel });
             }
             Some((ToLauncher::Failed(report), _)) => {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use nbdserve::Access;
+use nbdserve::cx::Pass;
 use nbdserve::error::Report;
 use nbdserve::plan::{self, LayerSpec, Pick, Plan, Purpose, Resolved};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct Request {
     pub private: bool,
     /// How much goes into the log.
     pub verbosity: u8,
+    /// Read all of it once, in the background.
+    #[serde(default)]
+    pub prefetch: bool,
 }
 
 impl Request {
@@ -114,7 +118,7 @@ impl std::fmt::Display for Via {
     }
 }
 
-/// From the launcher to the supervisor: begin. The descriptor of a local image comes along.
+/// From the launcher to the supervisor: begin. The descriptors of a local image come along.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
     /// What is wanted.
@@ -126,7 +130,7 @@ pub struct Start {
 /// To the server.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToServer {
-    /// Open the image and say what it is. The descriptor of a local image comes along.
+    /// Open the image and say what it is. The descriptors of a local image come along.
     Open(Box<Start>),
     /// Show it this way; for [`Means::Nbd`] the sockets come along.
     Attach(Means),
@@ -155,6 +159,8 @@ pub enum FromServer {
     Opened(Box<Opened>),
     /// The means that was asked for is in place.
     Attached,
+    /// A pass begins.
+    Pass(Pass),
     /// A pass has reached `done` of `total` bytes.
     Progress {
         /// What is being done.
@@ -204,6 +210,8 @@ impl Opened {
 /// From the supervisor to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToLauncher {
+    /// A pass begins.
+    Pass(Pass),
     /// A pass has reached `done` of `total` bytes.
     Progress {
         /// What is being done.

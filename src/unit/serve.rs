@@ -15,13 +15,16 @@ use nbdfuse::Session;
 use nbdfuse::file::{FileOptions, serve_file};
 use nbdfuse::mount::{MountOptions, set_read_ahead};
 use nbdfuse::tree::{TreeOptions, serve_tree};
+use nbdserve::cx::Pass;
+use nbdserve::layer::split;
 use nbdserve::plan::{self, Resolved};
-use nbdserve::source::{File, OpenMode};
+use nbdserve::prefetch::Prefetch;
+use nbdserve::source::OpenMode;
 use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
 
 use super::channel::Channel;
 use super::events::{self, FOREVER};
-use super::image::Image;
+use super::image::{Image, open_files};
 use super::message::{FromServer, Means, Opened, Request, Start, ToServer};
 use super::record::StateDir;
 use super::respawn::{self, Role};
@@ -104,7 +107,11 @@ impl Server {
         let cx = context(&request, &observer);
         let backing = (!request.write).then(|| image.regular_file()).flatten();
         let resolved = open(&request, image, &cx)?;
-        super::stats::keep(StateDir::of_user().unit(&self.id), resolved.chain.clone())?;
+        let prefetch = request
+            .prefetch
+            .then(|| Arc::new(Prefetch::new(&resolved.volume)));
+        let dir = StateDir::of_user().unit(&self.id);
+        super::stats::keep(dir, resolved.chain.clone(), prefetch.clone())?;
         let flags = server::flags_for(&resolved.volume, !request.write).0;
         self.say(&FromServer::Opened(Box::new(Opened::new(&resolved, flags))))?;
 
@@ -113,6 +120,9 @@ impl Server {
         };
         let shown = self.show(&request, &resolved, means, sockets, backing, &observer)?;
         self.say(&FromServer::Attached)?;
+        if let Some(prefetch) = prefetch {
+            start_prefetch(prefetch, &resolved.volume, &cx)?;
+        }
         self.wait_for_the_end();
 
         // Reads that still wait get an error at once, so that nothing holds up the end.
@@ -296,15 +306,17 @@ fn context(request: &Request, observer: &Arc<Reporter>) -> Cx {
 fn open(request: &Request, image: Image, cx: &Cx) -> Result<Resolved> {
     let name = request.image.to_string_lossy();
     let source = match image {
-        Image::File(fd) => {
+        Image::Files(fds) => {
             let mode = if request.write {
                 OpenMode::Write
             } else {
                 OpenMode::ReadOnly
             };
-            Volume::new(File::from_fd(fd, &name, mode)?)
+            open_files(fds, &name, mode)?
         }
-        Image::Remote(remote) => remote.open(request.cache_bytes, cx)?,
+        Image::Remote(remote) => {
+            remote.open(split::look(&request.layers)?, request.cache_bytes, cx)?
+        }
     };
     let resolved = plan::resolve(
         source,
@@ -355,6 +367,22 @@ fn finish_first_pass(volume: &Volume) -> Result<()> {
         .map(drop)
 }
 
+/// Reads all of the volume once, until the unit is taken down.
+fn start_prefetch(prefetch: Arc<Prefetch>, volume: &Volume, cx: &Cx) -> Result<()> {
+    let (volume, cancel) = (volume.clone(), cx.cancel.clone());
+    tracing::info!("prefetch: {} bytes", volume.size());
+    let run = move || match prefetch.run(&volume, &cancel, |_| {}) {
+        Ok(()) => tracing::info!("prefetch: done"),
+        Err(_) if cancel.is_cancelled() => tracing::info!("prefetch: stopped"),
+        Err(error) => tracing::warn!("prefetch: {}", error.report()),
+    };
+    std::thread::Builder::new()
+        .name("prefetch".to_owned())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| Error::io("cannot start a thread", error))
+}
+
 /// Tells the supervisor what the layers report, and makes the kernel drop wrong bytes.
 struct Reporter {
     channel: Arc<Channel>,
@@ -377,6 +405,10 @@ impl Reporter {
 }
 
 impl nbdserve::cx::Observer for Reporter {
+    fn begins(&self, pass: &Pass) {
+        let _ = self.channel.send(&FromServer::Pass(pass.clone()), &[]);
+    }
+
     fn progress(&self, what: &str, done: u64, total: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) && done < total {

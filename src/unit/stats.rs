@@ -7,9 +7,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbdserve::error::escape;
+use nbdserve::prefetch::{Prefetch, Progress};
 use nbdserve::size::format_size;
 use nbdserve::stats::{RequestStats, VolumeStats};
 use nbdserve::{Error, Kind, Result, Volume};
@@ -41,19 +43,27 @@ struct Figures {
     id: String,
     /// Source first.
     layers: Vec<VolumeStats>,
+    /// With --prefetch, how far that is.
+    #[serde(default)]
+    prefetch: Option<Progress>,
 }
 
 /// In the server: writes the figures of `chain` into the unit's folder, now and at each SIGUSR1.
 ///
 /// # Errors
 /// When the signal cannot be watched.
-pub(super) fn keep(dir: UnitDir, chain: Vec<Volume>) -> Result<()> {
+pub(super) fn keep(
+    dir: UnitDir,
+    chain: Vec<Volume>,
+    prefetch: Option<Arc<Prefetch>>,
+) -> Result<()> {
     let mut signals = Signals::new([SIGUSR1])
         .map_err(|error| Error::io("cannot install a signal handler", error))?;
     let write = move || {
         let figures = Figures {
             id: dir.id().to_owned(),
             layers: chain.iter().map(Volume::stats).collect(),
+            prefetch: prefetch.as_ref().map(|prefetch| prefetch.progress()),
         };
         let done = serde_json::to_vec(&figures)
             .map_err(std::io::Error::from)
@@ -88,6 +98,9 @@ pub fn command(what: &OsStr, json: bool) -> Result<Exit> {
     } else {
         for figures in figures {
             print!("{}", table(&figures.layers));
+            if let Some(prefetch) = &figures.prefetch {
+                println!("{}", prefetched(prefetch));
+            }
         }
     }
     Ok(Exit::Done)
@@ -152,6 +165,21 @@ fn table(layers: &[VolumeStats]) -> String {
         }
     }
     aligned(&rows)
+}
+
+/// How far the prefetch is, in words.
+fn prefetched(progress: &Progress) -> String {
+    let (done, total) = (format_size(progress.done), format_size(progress.total));
+    let state = match progress {
+        Progress { ended: false, .. } => "under way",
+        Progress { done, total, .. } if done == total => "done",
+        _ => "ended early, the log says why",
+    };
+    let damaged = match progress.failed {
+        0 => String::new(),
+        failed => format!(", {} of it damaged", format_size(failed)),
+    };
+    format!("prefetch: {done} of {total}{damaged}, {state}")
 }
 
 fn row(name: &str, does: &str, requests: &RequestStats, blocks: [String; 2]) -> [String; 10] {

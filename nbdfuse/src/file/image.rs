@@ -138,10 +138,14 @@ impl Image {
         }))
     }
 
-    /// Bytes that are stored, for st_blocks: counted where that costs little, else all but a few:
+    /// Bytes that are stored, for st_blocks: estimated by what the layers know, else counted where
+    /// that costs little, else all but a few:
     /// cp(1) and tar(1) ask for holes only where fewer bytes are stored than the size says.
     pub(crate) fn allocated(&self) -> u64 {
         let size = self.size();
+        if let Some(stored) = self.volume.stored(ByteRange::between(0, size)) {
+            return stored.min(size.saturating_sub(NOT_COUNTED));
+        }
         if size == 0 || self.volume.geometry().access != Access::Random {
             return size.saturating_sub(NOT_COUNTED);
         }

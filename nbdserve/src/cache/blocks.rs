@@ -29,6 +29,17 @@ const MAX_POISONED: usize = 1 << 14;
 /// more for a pass that was under way meanwhile.
 const RENEWALS: u32 = 4;
 
+/// What a block is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To be read: counted as a hit or a miss.
+    Read,
+    /// To know where its zeroes are.
+    Know,
+    /// To know that it is right as a whole.
+    Check,
+}
+
 /// Closing waits this long for decoders to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -219,7 +230,15 @@ impl Blocks {
             return Ok(());
         }
         for round in 0..RENEWALS {
-            let block = self.wait(number, skip + buf.len() as u64, round == 0)?;
+            let block = self.wait(
+                number,
+                skip + buf.len() as u64,
+                if round == 0 {
+                    Purpose::Read
+                } else {
+                    Purpose::Know
+                },
+            )?;
             match block.copy(skip, buf)? {
                 Copied::Yes => return Ok(()),
                 Copied::Lost => self.shared.passes.renew(&self.shared, number, &block)?,
@@ -232,8 +251,8 @@ impl Blocks {
         ))
     }
 
-    /// The block, decoded up to `end`; counted as a hit or a miss or not at all.
-    fn wait(&self, number: u64, end: u64, count: bool) -> Result<Arc<Block>> {
+    /// The block, decoded up to `end`.
+    fn wait(&self, number: u64, end: u64, purpose: Purpose) -> Result<Arc<Block>> {
         let shared = &self.shared;
         let stop = || shared.check();
         let elsewhere = || shared.cx.cache.progress();
@@ -241,9 +260,9 @@ impl Blocks {
             stop: &stop,
             elsewhere: &elsewhere,
             limit: shared.cx.no_progress,
-            verify: shared.cx.verify,
+            verify: shared.cx.verify || purpose == Purpose::Check,
         };
-        let mut first = count;
+        let mut first = purpose != Purpose::Know;
         loop {
             stop()?;
             let block = shared.demand(number, end)?;
@@ -317,13 +336,13 @@ impl Blocks {
         }
     }
 
-    /// Decodes a whole block, so that [`Self::known`] knows all of it.
+    /// Decodes a whole block and waits for its check, so that [`Self::known`] knows all of it.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub fn load(&self, number: u64) -> Result<()> {
         if !self.shared.is_zero(number) {
-            self.wait(number, self.shared.decode.len(number), true)?;
+            self.wait(number, self.shared.decode.len(number), Purpose::Check)?;
         }
         Ok(())
     }
@@ -334,7 +353,7 @@ impl Blocks {
     /// As [`Self::read`].
     pub fn reach(&self, number: u64, end: u64) -> Result<()> {
         if !self.shared.is_zero(number) {
-            self.wait(number, end, false)?;
+            self.wait(number, end, Purpose::Know)?;
         }
         Ok(())
     }
@@ -348,6 +367,12 @@ impl Blocks {
     #[must_use]
     pub fn is_begun(&self, number: u64) -> bool {
         self.shared.is_zero(number) || self.shared.peek(number).is_some()
+    }
+
+    /// Whether a block is all zero and its check has passed.
+    #[must_use]
+    pub fn is_zero(&self, number: u64) -> bool {
+        self.shared.is_zero(number)
     }
 
     /// How the blocks were used.

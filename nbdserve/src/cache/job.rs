@@ -10,12 +10,18 @@ use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, may_pass};
 use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
 use crate::bytes::is_zero;
+use crate::cx::Pass;
 use crate::{Error, Kind, Result};
 
 /// What a finished block takes beside its bytes: its entries in the cache, rounded up.
 const BLOCK_OVERHEAD: u64 = 512;
 /// Progress of a long pass is told this often.
 pub(super) const TELL: Duration = Duration::from_millis(300);
+
+/// What a pass is called, that of a layer called `name`.
+pub(super) fn decoding_once(name: &str) -> String {
+    format!("{name}: decoding once")
+}
 
 /// One run of a decoder over one block: hands out memory and takes the decoded bytes in order.
 ///
@@ -91,6 +97,13 @@ impl<'a> Job<'a> {
             return Ok(false);
         }
         shared.used.decodes.fetch_add(1, Ordering::Relaxed);
+        if self.is_pass() {
+            shared.cx.observer.begins(&Pass {
+                what: decoding_once(&shared.name),
+                why: format!("{what} can only be decoded from its beginning"),
+                kept: shared.cx.kept(false),
+            });
+        }
         let piece = vec![0; PIECE.min(usize::try_from(self.block.len()).unwrap_or(PIECE))];
         self.running = Some(Running {
             memory,
@@ -258,7 +271,7 @@ impl<'a> Job<'a> {
         };
         if running.at == len || running.told.elapsed() >= TELL {
             running.told = Instant::now();
-            let what = format!("{}: decoding once", self.shared.name);
+            let what = decoding_once(&self.shared.name);
             self.shared.cx.observer.progress(&what, running.at, len);
         }
     }

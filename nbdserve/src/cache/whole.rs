@@ -8,9 +8,10 @@ use super::backing::{Backing, new_pages_for};
 use super::block::{Block, PIECE, PIECE_BYTES};
 use super::blocks::Blocks;
 use super::budget::{Class, Reservation};
-use super::job::TELL;
+use super::job::{TELL, decoding_once};
 use super::kept::Kept;
 use crate::bytes::is_zero;
+use crate::cx::Pass;
 use crate::{Cx, Error, Kind, Result};
 
 /// Where blocks of unknown length are stored, one after the other. Made once for a layer.
@@ -50,6 +51,11 @@ impl Shelf {
     pub fn begin(&mut self, what: &str, decoder_bytes: u64, total: u64) -> Result<Whole<'_>> {
         let memory =
             OpeningMemory::take(what, decoder_bytes.saturating_add(PIECE_BYTES), &self.cx)?;
+        self.cx.observer.begins(&Pass {
+            what: decoding_once(&self.name),
+            why: format!("the length of {what} is not known before"),
+            kept: self.cx.kept(false),
+        });
         Ok(Whole {
             shelf: self,
             _memory: memory,
@@ -153,7 +159,7 @@ impl Whole<'_> {
     pub fn reached(&mut self, done: u64) {
         if self.told.elapsed() >= TELL || done == self.total {
             self.told = Instant::now();
-            let what = format!("{}: decoding once", self.shelf.name);
+            let what = decoding_once(&self.shelf.name);
             self.shelf.cx.observer.progress(&what, done, self.total);
         }
     }

@@ -6,11 +6,15 @@ use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::twins::Twins;
 use twox_hash::XxHash3_64;
 
 use crate::cache::{Blocks, Decode, Huge, Kept, Stored};
 use crate::stats::BlockStats;
-use crate::{Access, ByteRange, Cx, Device, ExtentFlags, Extents, Geometry, Result, Volume};
+use crate::{
+    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Result,
+    Volume,
+};
 
 /// An image up to this size is decoded as a whole in no time, so its access counts as random.
 const SMALL: u64 = 1 << 20;
@@ -18,11 +22,15 @@ const SMALL: u64 = 1 << 20;
 const SHORT_PASS: u64 = 64 << 20;
 /// A block that shrank by this much is a candidate for being all zero.
 const ZERO_RATIO: u64 = 1000;
-/// Most candidates that one question for extents decodes.
+/// Most candidates that one question for extents decodes, of those that are not like others.
 const ZERO_TRIES: usize = 16;
 /// A block of the first pass that shrank by this much is worth waiting for: most of it may be zero,
 /// and who asks for holes is about to copy it.
 const SPARSE_RATIO: u64 = 8;
+/// Most candidates that one question compares with blocks that are known to be zero: a few KiB each.
+const TWIN_TRIES: usize = 1 << 14;
+/// Bytes of data shrink to one part in about as many, where nothing better is known.
+const USUAL_RATIO: u64 = 4;
 
 /// The blocks of an image, in order and without gaps: how one is decoded ([`Decode`]), and where
 /// they lie. A block should be worth the bookkeeping: formats with small ones take several as one.
@@ -47,6 +55,18 @@ pub(super) trait Layout: Decode + 'static {
     fn is_zero(&self, _number: u64) -> bool {
         false
     }
+
+    /// Where all bytes lie below that the block is decoded from, and what else its meaning depends
+    /// on: two blocks of the same length that agree in both decode to the same. `None` where that
+    /// cannot be said.
+    fn twin(&self, _number: u64) -> Option<(ByteRange, u64)> {
+        None
+    }
+
+    /// How it is known where the blocks lie.
+    fn index(&self) -> Index {
+        Index::Found
+    }
 }
 
 /// A decoded image.
@@ -61,6 +81,8 @@ pub(super) struct Decoded<L> {
     longest: u64,
     /// Where the latest prefetch ended: a block number.
     ahead: AtomicU64,
+    twins: Twins,
+    cost: Cost,
 }
 
 impl<L: Layout> Decoded<L> {
@@ -125,6 +147,11 @@ impl<L: Layout> Decoded<L> {
             Access::Block(longest)
         };
         geometry.access = own.max(layout.below().geometry().access);
+        let cost = Cost {
+            access: own,
+            index: layout.index(),
+            kept: Keeping::of(cx, longest == 0, Blocks::is_huge(longest, cx)),
+        };
         Ok(Volume::new(Self {
             name,
             layout,
@@ -133,6 +160,8 @@ impl<L: Layout> Decoded<L> {
             geometry,
             longest,
             ahead: AtomicU64::new(u64::MAX),
+            twins: Twins::default(),
+            cost,
         }))
     }
 
@@ -151,10 +180,98 @@ impl<L: Layout> Decoded<L> {
             .filter(|(_, block)| !block.is_empty())
     }
 
+    /// Whether the block shrank so much that it may be all zero.
+    fn may_be_zero(&self, number: u64, block: ByteRange) -> bool {
+        block.len() / ZERO_RATIO >= self.layout.encoded(number)
+    }
+
+    /// Notes that a block is zero if that can be told without decoding it.
+    fn settle(&self, number: u64, block: ByteRange) -> bool {
+        let found = self.may_be_zero(number, block)
+            && !self.blocks.is_begun(number)
+            && self.twins.have(&*self.layout, number);
+        if found {
+            self.blocks.note_zero(number);
+        }
+        found
+    }
+
+    /// Remembers what a block looks like that has turned out to be zero.
+    fn learn(&self, number: u64, block: ByteRange) {
+        if self.may_be_zero(number, block)
+            && self.twins.lacks(&*self.layout, number)
+            && self.blocks.is_zero(number)
+        {
+            self.twins.learn(&*self.layout, number);
+        }
+    }
+
+    /// Bytes of `part` of a block that are not known to be zero; `None` when nothing is known.
+    fn known_data(&self, number: u64, block: ByteRange, part: ByteRange) -> Option<u64> {
+        if !self.blocks.is_begun(number) {
+            return None;
+        }
+        let until = part.end().saturating_sub(block.start());
+        let mut at = part.start().saturating_sub(block.start());
+        let mut sum = 0_u64;
+        while at < until {
+            let (end, zero) = self.blocks.known(number, at, until);
+            let end = end.min(until);
+            if end <= at {
+                break;
+            }
+            if !zero {
+                sum = sum.saturating_add(end.saturating_sub(at));
+            }
+            at = end;
+        }
+        Some(sum)
+    }
+
+    /// Decodes some of the blocks in `range` that may be all zero, so that it is known whether they
+    /// are.
+    fn find_zeroes(&self, range: ByteRange) {
+        let mut left = TWIN_TRIES;
+        let mut unknown = Vec::new();
+        for (number, block) in self.covering(range) {
+            if !self.may_be_zero(number, block)
+                || self.blocks.is_begun(number)
+                || Blocks::is_huge(block.len(), &self.cx)
+            {
+                continue;
+            }
+            if unknown.len() >= ZERO_TRIES || left == 0 {
+                break;
+            }
+            left = left.saturating_sub(1);
+            if self.settle(number, block) {
+                continue;
+            }
+            if self.twins.lacks(&*self.layout, number) {
+                // The first of its sort: most often all others are like it.
+                if self.blocks.load(number).is_ok() {
+                    self.learn(number, block);
+                }
+                continue;
+            }
+            unknown.push(number);
+        }
+        for number in &unknown {
+            self.blocks.begin(*number);
+        }
+        for number in unknown {
+            // Who reads it will be told why it cannot be had.
+            let _ = self.blocks.load(number);
+        }
+    }
+
     /// Begins to decode what this read needs and, when it belongs to a sequential stream, what
     /// the next ones will.
     fn begin(&self, range: ByteRange) {
         let ahead = self.blocks.note_read(range, self.longest);
+        for (number, block) in self.covering(range) {
+            self.settle(number, block);
+        }
         let mut needed = self.covering(range).map(|(number, _)| number);
         let Some(first) = needed.next() else {
             return;
@@ -173,7 +290,9 @@ impl<L: Layout> Decoded<L> {
         // Streams that are interleaved take turns here and look again, which is cheap.
         if ahead > 0 && self.ahead.swap(end, Ordering::Relaxed) != end {
             for number in next..end {
-                self.blocks.prefetch(number);
+                if !self.settle(number, self.range(number)) {
+                    self.blocks.prefetch(number);
+                }
             }
         }
     }
@@ -210,6 +329,7 @@ impl<L: Layout> Device for Decoded<L> {
             let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut(len.min(rest.len()));
             self.blocks.read(number, skip, now)?;
+            self.learn(number, block);
             rest = later;
         }
         Ok(())
@@ -220,24 +340,8 @@ impl<L: Layout> Device for Decoded<L> {
     /// shrank is decoded up to the first change from data to zero or back, which is what SEEK_HOLE and
     /// SEEK_DATA want to know.
     fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
-        let candidates: Vec<_> = self
-            .covering(range)
-            .filter(|(number, block)| {
-                block.len() / ZERO_RATIO >= self.layout.encoded(*number)
-                    && !self.blocks.is_begun(*number)
-            })
-            .filter(|(_, block)| !Blocks::is_huge(block.len(), &self.cx))
-            .take(ZERO_TRIES)
-            .map(|(number, _)| number)
-            .collect();
-        for number in &candidates {
-            self.blocks.begin(*number);
-        }
+        self.find_zeroes(range);
         for (number, block) in self.covering(range) {
-            if candidates.contains(&number) && self.blocks.load(number).is_err() {
-                // Who reads it will be told why.
-                out.push_until(block.end(), ExtentFlags::DATA);
-            }
             let sparse = Blocks::is_huge(block.len(), &self.cx)
                 && block.len() / SPARSE_RATIO >= self.layout.encoded(number);
             while !out.is_full() && out.next_offset() < block.end() {
@@ -268,6 +372,26 @@ impl<L: Layout> Device for Decoded<L> {
         for (number, _) in self.covering(range).take(window) {
             self.blocks.prefetch(number);
         }
+    }
+
+    fn stored(&self, range: ByteRange) -> Option<u64> {
+        let mut sum = 0_u64;
+        for (number, block) in self.covering(range) {
+            let part = block.intersect(range);
+            let guess = if self.may_be_zero(number, block) {
+                0
+            } else {
+                self.layout.encoded(number).saturating_mul(USUAL_RATIO)
+            };
+            let guess = guess.min(part.len());
+            let known = self.known_data(number, block, part);
+            sum = sum.saturating_add(known.map_or(guess, |known| known.min(guess)));
+        }
+        Some(sum)
+    }
+
+    fn cost(&self) -> Option<Cost> {
+        Some(self.cost)
     }
 
     fn block_stats(&self) -> Option<BlockStats> {

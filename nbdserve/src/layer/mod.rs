@@ -17,9 +17,12 @@ pub mod lzma;
 pub mod offset;
 pub mod partition;
 mod scan;
+pub mod simg;
 mod spans;
+pub mod split;
 mod tail;
 pub mod tar;
+mod twins;
 mod window;
 pub mod xz;
 pub mod zip;
@@ -40,6 +43,8 @@ pub static LAYERS: &[&LayerType] = &[
     &lz4::LZ4,
     &tar::TAR,
     &zip::ZIP,
+    &simg::SIMG,
+    &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
 ];

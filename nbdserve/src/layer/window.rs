@@ -122,6 +122,10 @@ impl Device for Window {
         }
     }
 
+    fn stored(&self, range: ByteRange) -> Option<u64> {
+        self.below.stored(self.range_below(range))
+    }
+
     fn close(&self) -> Result<()> {
         self.below.close()
     }

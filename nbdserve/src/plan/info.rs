@@ -8,7 +8,7 @@ use super::{Content, FsInfo, Resolved};
 use crate::error::escape;
 use crate::layer::partition::{Partition, Scheme};
 use crate::size::format_size;
-use crate::{Access, Volume};
+use crate::{Access, Index, Keeping};
 
 /// All that was found out about an image. Texts come from the image as they are; `Display`
 /// escapes them.
@@ -33,12 +33,25 @@ pub struct LayerInfo {
     pub name: String,
     /// Bytes of its volume.
     pub size: u64,
-    /// What it costs to read far from the bytes read before.
+    /// What it costs to read far from the bytes read before, the layers below included.
     pub access: AccessInfo,
+    /// What the layer itself adds to that; `None` for one that decodes nothing.
+    pub cost: Option<CostInfo>,
     /// Why it was taken; `None` for the source.
     pub evidence: Option<String>,
     /// What is unusual about it.
     pub notes: Vec<String>,
+}
+
+/// [`Cost`], for JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CostInfo {
+    /// What is decoded for a byte.
+    pub access: AccessInfo,
+    /// How it is known where the byte lies: `in_image` or `found`, by a pass when the image was opened.
+    pub index: Index,
+    /// Where what was decoded stays: `memory`, `temp_file` until the end, `disk` for the next time.
+    pub kept: Keeping,
 }
 
 /// [`Access`], for JSON.
@@ -91,7 +104,12 @@ impl Info {
             layers.push(LayerInfo {
                 name: volume.name().to_owned(),
                 size: volume.size(),
-                access: access(volume),
+                access: access(volume.geometry().access),
+                cost: volume.cost().map(|cost| CostInfo {
+                    access: access(cost.access),
+                    index: cost.index,
+                    kept: cost.kept,
+                }),
                 evidence: step.map(|step| step.evidence.clone()),
                 notes: step.map(|step| step.notes.clone()).unwrap_or_default(),
             });
@@ -122,8 +140,8 @@ impl Info {
     }
 }
 
-fn access(volume: &Volume) -> AccessInfo {
-    match volume.geometry().access {
+fn access(access: Access) -> AccessInfo {
+    match access {
         Access::Random => AccessInfo::Random,
         Access::Block(bytes) => AccessInfo::Block(bytes),
         Access::FirstPass => AccessInfo::FirstPass,
@@ -140,6 +158,34 @@ impl fmt::Display for AccessInfo {
     }
 }
 
+impl fmt::Display for CostInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let index = match self.index {
+            Index::InImage => "index in the image",
+            Index::Found => "index made at opening",
+        };
+        let kept = match self.kept {
+            Keeping::Memory => "kept in memory",
+            Keeping::TempFile => "kept in a temp file",
+            Keeping::Disk => "kept in the cache",
+        };
+        match self.access {
+            // All of it was decoded when it was opened, or that takes no time.
+            AccessInfo::Random => write!(f, "{}, {kept}", self.access),
+            AccessInfo::Block(_) => write!(f, "{}, {index}, {kept}", self.access),
+            AccessInfo::FirstPass => write!(f, "{} from the front, {kept}", self.access),
+        }
+    }
+}
+
+impl LayerInfo {
+    /// What it costs to read somewhere, in words.
+    fn cost(&self) -> String {
+        self.cost
+            .map_or_else(|| self.access.to_string(), |cost| cost.to_string())
+    }
+}
+
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", escape(&self.source))?;
@@ -147,7 +193,7 @@ impl fmt::Display for Info {
             vec![
                 layer.name.clone(),
                 format_size(layer.size),
-                layer.access.to_string(),
+                layer.cost(),
                 layer.evidence.clone().unwrap_or_default(),
             ]
         });

@@ -5,7 +5,9 @@ use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
 use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
 use crate::layer::partition::{PARTITION, Table, read_table};
+use crate::layer::split::SPLIT;
 use crate::layer::{Confidence, LAYERS, LayerType, Sample, Verdict, offset};
+use crate::source::split::Series;
 use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// Most layers of an image; a chosen partition is one.
@@ -73,7 +75,17 @@ pub fn resolve(
 ) -> Result<Resolved> {
     let mut walk = Walk::new(source, name, cx);
     let mut raw = false;
-    for spec in &request.layers {
+    let mut layers = &request.layers[..];
+    if let Some(parts) = walk.volume.parts() {
+        let named = layers
+            .split_first()
+            .filter(|(spec, _)| spec.name() == SPLIT.name);
+        if named.is_some() || parts > 1 {
+            walk.join(parts, named.map(|(spec, _)| spec))?;
+        }
+        layers = named.map_or(layers, |(_, rest)| rest);
+    }
+    for spec in layers {
         if spec.name() == RAW {
             raw = true;
             continue;
@@ -249,6 +261,19 @@ impl<'a> Walk<'a> {
             partitions: None,
             partition: None,
         }
+    }
+
+    /// Says that the source is put together from so many files; `named` as the user has it.
+    fn join(&mut self, parts: usize, named: Option<&LayerSpec>) -> Result<()> {
+        if let Some(named) = named {
+            (SPLIT.open)(&self.volume, named.args(), &self.cx)
+                .map_err(|error| error.in_layer(SPLIT.name))?;
+        }
+        let file = self.name.rsplit('/').next().unwrap_or(self.name);
+        let evidence = Series::of(file)
+            .map_or_else(|| format!("{parts} parts"), |series| series.describe(parts));
+        let spec = LayerSpec::with_value(SPLIT.name, &parts.to_string())?;
+        self.enter(spec, evidence, Vec::new())
     }
 
     /// Opens a layer on what there is.

@@ -289,6 +289,10 @@ impl Device for File {
         "file"
     }
 
+    fn parts(&self) -> Option<usize> {
+        Some(1)
+    }
+
     fn geometry(&self) -> Geometry {
         Geometry {
             preferred_block: self.preferred_block,

@@ -109,6 +109,12 @@ impl Place {
         }
     }
 
+    /// The folder of the store.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.image.store().folder()
+    }
+
     /// That of the volume that `layer` makes of this one.
     #[must_use]
     pub fn inside(&self, layer: &str) -> Self {

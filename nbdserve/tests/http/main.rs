@@ -12,6 +12,7 @@ mod opening;
 mod reading;
 mod redirects;
 mod server;
+mod split;
 mod tls;
 
 use nbdserve::source::{Http, HttpOptions};

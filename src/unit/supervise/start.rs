@@ -223,6 +223,10 @@ impl Supervisor {
                 self.front.progress(&what, done, total);
                 Ok(())
             }
+            Event::Server(FromServer::Pass(pass)) => {
+                self.front.begins(&pass);
+                Ok(())
+            }
             // It is told apart from the end of the channel by how it ended.
             Event::ServerGone(how) => {
                 self.server_alive = false;

@@ -5,7 +5,7 @@ use crate::cache::{Decode, Job};
 use crate::layer::decoded::Layout;
 use crate::layer::input::Input;
 use crate::sys::lzma::{BlockDecoder, BlockHeader, Failure};
-use crate::{Error, Kind, Result, Volume};
+use crate::{ByteRange, Error, Index as IndexIn, Kind, Result, Volume};
 
 /// Compressed bytes per request to the volume below.
 const INPUT: u64 = 1 << 20;
@@ -196,5 +196,15 @@ impl Layout for XzBlocks {
 
     fn encoded(&self, number: u64) -> u64 {
         self.block(number).map_or(0, |block| block.unpadded)
+    }
+
+    fn twin(&self, number: u64) -> Option<(ByteRange, u64)> {
+        let block = self.block(number)?;
+        // The Check ID stands in the stream's header.
+        Some((block.range(), u64::from(block.check)))
+    }
+
+    fn index(&self) -> IndexIn {
+        IndexIn::InImage
     }
 }

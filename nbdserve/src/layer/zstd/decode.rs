@@ -203,4 +203,9 @@ impl Layout for ZstdBlocks {
     fn encoded(&self, number: u64) -> u64 {
         self.spans.get(number).map_or(0, |span| span.range.len())
     }
+
+    fn twin(&self, number: u64) -> Option<(ByteRange, u64)> {
+        // Whole frames, which say all that they need.
+        self.spans.get(number).map(|span| (span.range, 0))
+    }
 }

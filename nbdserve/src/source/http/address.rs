@@ -112,6 +112,20 @@ impl Address {
         &self.0
     }
 
+    /// The last part of the path, as in the URL.
+    pub(super) fn file_name(&self) -> &str {
+        self.0.path().rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The file `name`, as in a URL, in the same folder.
+    pub(super) fn beside(&self, name: &str) -> Self {
+        let mut url = self.0.clone();
+        let path = self.0.path();
+        let folder = path.strip_suffix(self.file_name()).unwrap_or(path);
+        url.set_path(&format!("{folder}{name}"));
+        Self(url)
+    }
+
     /// Host name or IP address, as in the URL.
     pub(super) fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()

@@ -135,6 +135,15 @@ impl Head<'_> {
         Ok(self.length())
     }
 
+    /// Whether there is a file, whole or in parts.
+    pub(super) fn is_there(&self) -> Result<(), Failure> {
+        match self.status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => self.plain_bytes(),
+            StatusCode::RANGE_NOT_SATISFIABLE => Ok(()),
+            _ => Err(self.refused()),
+        }
+    }
+
     /// Whether the end of a body without a length can be told from a broken connection: by the
     /// last chunk in HTTP/1.1, by a flag in HTTP/2.
     pub(super) fn has_an_end(&self, version: Version) -> bool {
@@ -163,7 +172,7 @@ impl Head<'_> {
             403 => Failure::Expired(
                 error(Kind::Denied).hint("has a signed URL expired, or are credentials missing?"),
             ),
-            404 | 410 => Failure::Expired(
+            404 | 410 => Failure::Absent(
                 Error::new(
                     Kind::Io,
                     format!("there is no {}: {}", self.from, self.status),
@@ -327,6 +336,7 @@ mod tests {
                 Failure::Final(_) => 'F',
                 Failure::Changed(_) => 'C',
                 Failure::Expired(_) => 'E',
+                Failure::Absent(_) => 'A',
                 Failure::Transient(..) => 'T',
             };
             (sort, failure.into_error().kind())
@@ -444,7 +454,7 @@ mod tests {
         let all = [401, 403, 404, 410, 302, 408, 429, 500, 503, 400, 501];
         assert_eq!(
             all.map(sort),
-            ['E', 'E', 'E', 'E', 'E', 'T', 'T', 'T', 'T', 'F', 'F']
+            ['E', 'E', 'A', 'A', 'E', 'T', 'T', 'T', 'T', 'F', 'F']
         );
     }
 }

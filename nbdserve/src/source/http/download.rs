@@ -29,7 +29,7 @@ const MOST_RESTARTS: u32 = 5;
 /// As when the file is opened for reading by ranges, except that a server that cannot send parts
 /// will do; `NoSpace` when the file does not fit.
 pub(super) async fn run(
-    transport: Transport,
+    transport: Arc<Transport>,
     original: Address,
     file: TempFile,
     observer: Arc<dyn Observer>,

@@ -7,7 +7,8 @@ use tokio::runtime::Handle;
 
 use super::disk::Disk;
 use super::fetch;
-use super::remote::{Body, Remote};
+use super::parts::Remotes;
+use super::remote::Body;
 use super::store::{CHUNK, PAGE, chunks};
 use super::store::{Memory, Store, copy_out, mask};
 use super::streams::Streams;
@@ -28,7 +29,7 @@ const LONGEST_GET: u64 = 16 << 20;
 /// The state of one open file.
 #[derive(Debug)]
 pub(super) struct Engine {
-    pub(super) remote: Remote,
+    pub(super) remote: Remotes,
     handle: Handle,
     cancel: Cancel,
     limits: Limits,
@@ -77,7 +78,7 @@ struct Flight {
 impl Engine {
     /// The engine for an open file, whose first answer is `body`.
     pub(super) fn start(
-        remote: Remote,
+        remote: Remotes,
         body: Body,
         handle: Handle,
         cancel: Cancel,

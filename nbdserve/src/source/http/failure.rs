@@ -15,6 +15,8 @@ pub(super) enum Failure {
     Changed(Error),
     /// The target of a redirect refuses; the redirect may lead elsewhere by now.
     Expired(Error),
+    /// There is no such file, or no longer; else as [`Self::Expired`].
+    Absent(Error),
     /// To ask again may help, after the time that the server wants.
     Transient(Error, Option<Duration>),
 }
@@ -29,7 +31,7 @@ impl Failure {
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::Final(error) | Self::Changed(error) | Self::Expired(error) => error,
-            Self::Transient(error, _) => error,
+            Self::Absent(error) | Self::Transient(error, _) => error,
         }
     }
 }

@@ -45,7 +45,9 @@ pub(super) async fn run(
                 engine.die(error.clone());
                 break Err(error);
             }
-            Failure::Final(error) | Failure::Expired(error) => break Err(error),
+            Failure::Final(error) | Failure::Expired(error) | Failure::Absent(error) => {
+                break Err(error);
+            }
         }
     };
     engine.ended(id, result);
@@ -82,7 +84,7 @@ impl Fetch<'_> {
                 }
             }
         }
-        if self.at < self.range.end() && body.range.len() < PAGE {
+        if self.at < self.range.end() && body.range.len() < PAGE && !body.ends_part {
             // It may send less than it was asked for, but this would never end.
             let what = format!(
                 "only {} are sent, asked for all up to {}",

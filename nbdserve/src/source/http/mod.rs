@@ -25,6 +25,7 @@ mod fetch;
 mod headers;
 mod netrc;
 mod options;
+mod parts;
 mod patience;
 mod remote;
 mod runtime;
@@ -45,11 +46,12 @@ use self::address::Address;
 use self::credentials::Credentials;
 use self::disk::Disk;
 use self::engine::{Engine, Limits, MOST_IN_FLIGHT};
-use self::remote::Remote;
+use self::parts::Remotes;
 use self::runtime::Worker;
 use self::store::CHUNK;
 use self::transport::Transport;
 use crate::cache::TempFile;
+use crate::source::split::Look;
 use crate::{Access, ByteRange, Cx, Device, Error, Geometry, Kind, Result};
 
 /// A file on a web server, as a read-only device.
@@ -73,10 +75,20 @@ impl Http {
     /// an encoded body; `NotThisFormat` for an HTML page; `Denied` for refused credentials or a
     /// forbidden redirect; `Io` and `TimedOut` for a server that cannot be reached.
     pub fn open(url: &str, options: &HttpOptions, cx: &Cx) -> Result<Self> {
+        Self::open_split(url, options, Look::Never, cx)
+    }
+
+    /// As [`Self::open`], for a file that may be the first of several into which an image was cut:
+    /// they are asked for until one is not found, and read as one file.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; also when a part is missing or the server does not tell.
+    pub fn open_split(url: &str, options: &HttpOptions, look: Look, cx: &Cx) -> Result<Self> {
         let (address, transport) = prepare(url, options, cx)?;
         let worker = Worker::start()?;
         let first = ByteRange::between(0, CHUNK);
-        let (remote, body) = worker.wait(Remote::open(transport, address, first), &cx.cancel)?;
+        let opening = Remotes::open(transport, address, first, look);
+        let (remote, body) = worker.wait(opening, &cx.cancel)?;
         let limits = Limits {
             no_progress: cx.no_progress,
             answer_within: options.answer_within,
@@ -110,14 +122,36 @@ impl Http {
     /// As [`Self::open`], except that the server need not send parts; `NoSpace` when the file
     /// does not fit.
     pub fn download(url: &str, options: &HttpOptions, cx: &Cx) -> Result<File> {
+        let mut files = Self::download_split(url, options, Look::Never, cx)?;
+        // There is always the first.
+        let none = || Error::new(Kind::Io, "nothing was fetched");
+        files.pop().ok_or_else(none)
+    }
+
+    /// As [`Self::download`], for all files of an image that may have been cut into several.
+    ///
+    /// # Errors
+    /// As [`Self::download`] and [`Self::open_split`].
+    pub fn download_split(
+        url: &str,
+        options: &HttpOptions,
+        look: Look,
+        cx: &Cx,
+    ) -> Result<Vec<File>> {
         let (address, transport) = prepare(url, options, cx)?;
-        let file = TempFile::create(&cx.temp_dir, cx.temp_limit)?;
         let worker = Worker::start()?;
-        let observer = Arc::clone(&cx.observer);
-        worker.wait(
-            download::run(transport, address, file, observer),
-            &cx.cancel,
-        )
+        let finding = parts::addresses(Arc::clone(&transport), address.clone(), look);
+        let mut all = vec![address];
+        all.extend(worker.wait(finding, &cx.cancel)?);
+        let fetch = |address: Address| {
+            let file = TempFile::create(&cx.temp_dir, cx.temp_limit)?;
+            let (transport, observer) = (Arc::clone(&transport), Arc::clone(&cx.observer));
+            worker.wait(
+                download::run(transport, address, file, observer),
+                &cx.cancel,
+            )
+        };
+        all.into_iter().map(fetch).collect()
     }
 
     /// A URL as messages show it: without credentials and without its query.
@@ -148,7 +182,7 @@ impl Http {
 }
 
 /// This version of the file. Only a strong ETag promises that the same bytes are met again.
-fn identity(remote: &Remote, url: &str) -> Option<String> {
+fn identity(remote: &Remotes, url: &str) -> Option<String> {
     let HttpIdentity {
         url: shown,
         strong_etag,
@@ -171,11 +205,11 @@ fn identity(remote: &Remote, url: &str) -> Option<String> {
 }
 
 /// Whom to ask, and with what.
-fn prepare(url: &str, options: &HttpOptions, cx: &Cx) -> Result<(Address, Transport)> {
+fn prepare(url: &str, options: &HttpOptions, cx: &Cx) -> Result<(Address, Arc<Transport>)> {
     let (address, login) = Address::parse(url)?;
     let credentials = Credentials::new(&address, login, options)?;
     let transport = Transport::new(credentials, options, cx.no_progress, MOST_IN_FLIGHT)?;
-    Ok((address, transport))
+    Ok((address, Arc::new(transport)))
 }
 
 impl Device for Http {
@@ -185,6 +219,10 @@ impl Device for Http {
 
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn parts(&self) -> Option<usize> {
+        Some(self.engine.remote.count())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

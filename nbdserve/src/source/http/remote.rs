@@ -1,6 +1,6 @@
 //! The file on the server: found once, then asked for parts.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::Response;
 
@@ -10,12 +10,12 @@ use super::failure::{Failure, Phase};
 use super::patience::Patience;
 use super::transport::{Ask, Transport, head};
 use super::{HttpIdentity, HttpStats};
-use crate::{ByteRange, Error};
+use crate::ByteRange;
 
 /// A file that was found, and where.
 #[derive(Debug)]
 pub(super) struct Remote {
-    transport: Transport,
+    transport: Arc<Transport>,
     /// What the user named.
     original: Address,
     source: Source,
@@ -39,6 +39,8 @@ pub(super) struct Body {
     response: Response,
     /// What the body holds, from the start of the range asked for on.
     pub(super) range: ByteRange,
+    /// It ends where a part of a larger file does, so that less than asked for is no fault.
+    pub(super) ends_part: bool,
 }
 
 impl Remote {
@@ -52,10 +54,10 @@ impl Remote {
     /// `Unsupported` when the server does not send parts; `Denied`, `Io`, `TimedOut`,
     /// `NotThisFormat`.
     pub(super) async fn open(
-        transport: Transport,
+        transport: Arc<Transport>,
         original: Address,
         range: ByteRange,
-    ) -> Result<(Self, Body), Error> {
+    ) -> Result<(Self, Body), Failure> {
         let mut patience = Patience::new(transport.limit);
         loop {
             let ask = Ask {
@@ -79,6 +81,7 @@ impl Remote {
                         from: address.clone(),
                         response,
                         range,
+                        ends_part: false,
                     };
                     let target = Target {
                         address,
@@ -94,10 +97,11 @@ impl Remote {
                     return Ok((remote, body));
                 }
                 Err(Failure::Transient(error, asked)) => {
-                    patience.pause(error, asked).await?;
+                    let paused = patience.pause(error, asked).await;
+                    paused.map_err(Failure::Final)?;
                     transport.retried();
                 }
-                Err(failure) => return Err(failure.into_error()),
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -107,7 +111,7 @@ impl Remote {
     pub(super) async fn get(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
         let target = self.target();
         let failure = match self.part_of(&target.address, range, patience).await {
-            Err(Failure::Expired(error)) => error,
+            Err(Failure::Expired(error) | Failure::Absent(error)) => error,
             other => return other,
         };
         tracing::info!("the redirects are followed anew: {failure}");
@@ -121,7 +125,7 @@ impl Remote {
             self.part_of(&now.address, range, patience).await
         };
         match again {
-            Err(Failure::Expired(error)) => Err(Failure::Final(error)),
+            Err(Failure::Expired(error) | Failure::Absent(error)) => Err(Failure::Final(error)),
             other => other,
         }
     }
@@ -160,6 +164,7 @@ impl Remote {
             from,
             response,
             range,
+            ends_part: false,
         })
     }
 

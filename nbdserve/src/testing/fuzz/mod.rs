@@ -12,6 +12,7 @@ mod nbd;
 mod packed;
 mod partition;
 mod plan;
+mod simg;
 mod tar;
 mod xz;
 mod zip;
@@ -119,6 +120,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "lzip_open",
         run: packed::lzip,
+    },
+    Target {
+        name: "simg_open",
+        run: simg::open,
     },
     Target {
         name: "gpt",

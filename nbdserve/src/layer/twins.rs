@@ -1,0 +1,92 @@
+//! Blocks whose encoded bytes are those of a block that was found to be zero: they decode to the
+//! same, so nobody has to decode them. A disk that is mostly empty has thousands of them.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::decoded::Layout;
+
+/// A zero block is encoded in a few KiB; longer ones are not remembered.
+const LONGEST: u64 = 64 << 10;
+/// So many are remembered: mostly there is one, and the last block is shorter.
+const MOST: usize = 8;
+
+/// What zero blocks look like encoded.
+#[derive(Debug, Default)]
+pub(super) struct Twins(Mutex<Vec<Zero>>);
+
+#[derive(Debug)]
+struct Zero {
+    /// Decoded bytes.
+    len: u64,
+    /// As [`Layout::twin`] has it.
+    context: u64,
+    bytes: Vec<u8>,
+}
+
+impl Twins {
+    /// Whether the block is one of them. What cannot be read counts as none: who reads the block is
+    /// told why.
+    pub(super) fn have<L: Layout>(&self, layout: &L, number: u64) -> bool {
+        let len = layout.len(number);
+        let Some((range, context)) = layout.twin(number) else {
+            return false;
+        };
+        let may_be = |zero: &&Zero| zero.is(len, context) && wide(zero.bytes.len()) == range.len();
+        if !self.lock().iter().any(|zero| may_be(&zero)) {
+            return false;
+        }
+        let Ok(len_below) = usize::try_from(range.len()) else {
+            return false;
+        };
+        let Ok(bytes) = layout.below().read_vec(range.start(), len_below) else {
+            return false;
+        };
+        let zeroes = self.lock();
+        zeroes.iter().filter(may_be).any(|zero| zero.bytes == bytes)
+    }
+
+    /// Whether one more of the sort of this block would be remembered.
+    pub(super) fn lacks<L: Layout>(&self, layout: &L, number: u64) -> bool {
+        let Some((range, context)) = layout.twin(number) else {
+            return false;
+        };
+        let len = layout.len(number);
+        let zeroes = self.lock();
+        range.len() <= LONGEST
+            && zeroes.len() < MOST
+            && !zeroes.iter().any(|zero| zero.is(len, context))
+    }
+
+    /// The block was found to be zero.
+    pub(super) fn learn<L: Layout>(&self, layout: &L, number: u64) {
+        if !self.lacks(layout, number) {
+            return;
+        }
+        let Some((range, context)) = layout.twin(number) else {
+            return;
+        };
+        let len = usize::try_from(range.len()).unwrap_or(0);
+        if let Ok(bytes) = layout.below().read_vec(range.start(), len) {
+            let len = layout.len(number);
+            self.lock().push(Zero {
+                len,
+                context,
+                bytes,
+            });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Zero>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Zero {
+    fn is(&self, len: u64, context: u64) -> bool {
+        self.len == len && self.context == context
+    }
+}
+
+fn wide(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
