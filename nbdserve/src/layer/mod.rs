@@ -8,7 +8,6 @@ pub(crate) mod archive;
 pub mod bzip2;
 mod decoded;
 mod deflate;
-mod given;
 pub mod gzip;
 mod input;
 pub mod lz4;

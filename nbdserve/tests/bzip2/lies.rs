@@ -5,7 +5,7 @@ use nbdserve::testing::Counting;
 use nbdserve::testing::conformance::read_all;
 
 use crate::forge::{BLOCK, END, Parts, bits};
-use crate::opening::keeping;
+use crate::opening::knowing;
 use crate::tools::{bunzip2, bzip2, open, open_on, roomy, text};
 
 /// Three blocks of a level 1 stream.
@@ -21,10 +21,10 @@ fn assert_reads_back(parts: &Parts, bytes: &[u8]) {
     let file = parts.file();
     assert!(bunzip2(&file) == bytes, "the reference takes it");
     let folder = tempfile::tempdir().unwrap();
-    // Once after the pass, once from its index; with room for one block and for many.
+    // After the pass and from its index; with room for one block and for many.
     for budget in [9 << 20, 128 << 20] {
-        let volume = open(file.clone(), &keeping(folder.path(), budget)).unwrap();
-        assert!(read_all(&volume) == bytes);
+        let cx = knowing(folder.path(), &file, budget);
+        assert!(read_all(&open(file.clone(), &cx).unwrap()) == bytes);
     }
     let volume = open(file.clone(), &roomy()).unwrap();
     assert!(read_all(&volume) == bytes);

@@ -16,6 +16,17 @@ pub(crate) fn keeping(folder: &std::path::Path, budget: u64) -> Cx {
     cx
 }
 
+/// As [`keeping`], with the index that an opening of `file` has kept, but not the decoded bytes.
+pub(crate) fn knowing(folder: &std::path::Path, file: &[u8], budget: u64) -> Cx {
+    let other = tempfile::tempdir().unwrap();
+    let first = keeping(other.path(), budget);
+    drop(open(file.to_vec(), &first).unwrap());
+    let index = first.place.unwrap().load("bzip2-index-1", 1 << 20).unwrap();
+    let cx = keeping(folder, budget);
+    cx.place.as_ref().unwrap().save("bzip2-index-1", &index);
+    cx
+}
+
 #[test]
 fn the_first_opening_reads_all_once_and_reading_reads_nothing() {
     let bytes = image(6_000_000);
@@ -42,11 +53,8 @@ fn a_second_opening_decodes_what_is_read_and_nothing_else() {
     // Blocks of 900 kB, one group each.
     let bytes = noise(9_000_000, 5);
     let file = bzip2(&bytes, &[]);
-    let first = open(file.clone(), &keeping(folder.path(), 128 << 20)).unwrap();
-    assert!(read_all(&first) == bytes);
-
+    let cx = knowing(folder.path(), &file, 128 << 20);
     let (below, counts) = Counting::volume(Memory::volume(file));
-    let cx = keeping(folder.path(), 128 << 20);
     let volume = open_on(&below, &cx).unwrap();
     assert_eq!(volume.size(), 9_000_000);
     assert!(counts.read_bytes() <= 4);
@@ -59,22 +67,65 @@ fn a_second_opening_decodes_what_is_read_and_nothing_else() {
 }
 
 #[test]
+fn a_second_opening_finds_the_bytes_and_decodes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(3_000_000);
+    let file = bzip2(&bytes, &[]);
+    drop(open(file.clone(), &keeping(folder.path(), 128 << 20)).unwrap());
+    let (below, counts) = Counting::volume(Memory::volume(file));
+    let volume = open_on(&below, &keeping(folder.path(), 128 << 20)).unwrap();
+    assert!(read_all(&volume) == bytes);
+    assert_eq!(counts.read_bytes(), 4, "the stream header");
+}
+
+#[test]
+fn bytes_that_the_cache_on_disk_has_lost_are_decoded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = image(2_000_000);
+    let file = bzip2(&bytes, &["-3"]);
+    drop(open(file.clone(), &keeping(folder.path(), 128 << 20)).unwrap());
+    let mut damaged = 0;
+    let mut folders = vec![folder.path().to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if std::fs::metadata(&path).unwrap().len() > 1 << 20 {
+                let mut stored = std::fs::read(&path).unwrap();
+                // Here and there, in what was decoded.
+                for at in (600_000..stored.len()).step_by(300_000) {
+                    stored[at] ^= 1;
+                }
+                std::fs::write(&path, stored).unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 0);
+    let volume = open(file, &keeping(folder.path(), 128 << 20)).unwrap();
+    assert!(read_all(&volume) == bytes);
+}
+
+#[test]
 fn an_index_that_is_damaged_or_of_another_file_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
-    let mut cx = keeping(folder.path(), 128 << 20);
-    cx.verify = true;
-    let place = cx.place.clone().unwrap();
     let bytes = noise(300_000, 6);
     let file = bzip2(&bytes, &["-1"]);
-    drop(open(file.clone(), &cx).unwrap());
+    let mut cx = knowing(folder.path(), &file, 128 << 20);
+    cx.verify = true;
+    let place = cx.place.clone().unwrap();
     let index = place.load("bzip2-index-1", 1 << 20).unwrap();
 
     // Nonsense: the pass is made again.
-    place.save("bzip2-index-1", &index[..index.len() - 1]);
-    assert!(read_all(&open(file.clone(), &cx).unwrap()) == bytes);
-    assert_eq!(place.load("bzip2-index-1", 1 << 20).as_ref(), Some(&index));
+    let other = tempfile::tempdir().unwrap();
+    let again = keeping(other.path(), 128 << 20);
+    let kept = again.place.clone().unwrap();
+    kept.save("bzip2-index-1", &index[..index.len() - 1]);
+    assert!(read_all(&open(file.clone(), &again).unwrap()) == bytes);
+    assert_eq!(kept.load("bzip2-index-1", 1 << 20).as_ref(), Some(&index));
 
-    // Sense, but wrong: an error, never other bytes.
+    // Sense, but wrong: an error, never other bytes. (The store has hashes against real damage.)
     for at in 16..index.len() {
         let mut wrong = index.clone();
         wrong[at] ^= 1;
@@ -105,7 +156,7 @@ fn a_bomb_of_zeroes_takes_no_space_and_is_passed_up_as_zero() {
     assert!(file.len() < 200);
     file.extend(bzip2(b"the end", &[]));
     let size = zeroes.len() as u64 + 7;
-    let mut cx = keeping(folder.path(), 32 << 20);
+    let mut cx = Cx::new(32 << 20);
     // Not even one piece of data fits beside the last one.
     cx.temp_limit = 300_000;
     let volume = open(file.clone(), &cx).unwrap();
@@ -116,7 +167,7 @@ fn a_bomb_of_zeroes_takes_no_space_and_is_passed_up_as_zero() {
     drop(volume);
 
     // From the index.
-    let cx = keeping(folder.path(), 256 << 20);
+    let cx = knowing(folder.path(), &file, 256 << 20);
     let volume = open(file, &cx).unwrap();
     assert_eq!(volume.size(), size);
     assert!(zero_bytes(&volume) >= 99_000_000);

@@ -14,6 +14,8 @@ const GROUP_MEMORY: u64 = 96;
 /// Bytes of a kept index before its groups, and of each of those.
 const HEAD: usize = 16;
 const ENTRY: usize = 25;
+/// Beside the level of a kept group: its bytes are zero.
+const ZERO: u8 = 0x80;
 
 /// Consecutive blocks of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub(super) struct Group {
     pub(super) crc: u32,
     /// The level of their stream.
     pub(super) level: u8,
+    /// All decoded bytes are zero.
+    pub(super) zero: bool,
 }
 
 impl Group {
@@ -64,6 +68,10 @@ impl Index {
         self.groups.len()
     }
 
+    pub(super) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
     pub(super) fn group(&self, number: usize) -> Option<&Group> {
         self.groups.get(number)
     }
@@ -86,7 +94,7 @@ impl Index {
             bytes.extend(u32::try_from(group.bits).unwrap_or(0).to_le_bytes());
             bytes.extend(group.len.to_le_bytes());
             bytes.extend(group.crc.to_le_bytes());
-            bytes.push(group.level);
+            bytes.push(group.level | if group.zero { ZERO } else { 0 });
         }
         bytes
     }
@@ -140,7 +148,8 @@ fn group(entry: &[u8; ENTRY], start: u64) -> Option<Group> {
         at: u64::from_le_bytes(*at),
         bits: u64::from(u32::from_le_bytes(*bits)),
         crc: u32::from_le_bytes(*crc),
-        level: *rest.first()?,
+        level: rest.first()? & !ZERO,
+        zero: rest.first()? & ZERO != 0,
     })
 }
 
@@ -155,6 +164,8 @@ pub(super) struct Block {
     pub(super) crc: u32,
     /// The level of its stream.
     pub(super) level: u8,
+    /// All decoded bytes are zero.
+    pub(super) zero: bool,
 }
 
 /// Puts an index together.
@@ -188,6 +199,7 @@ impl Builder {
                 last.bits = all;
                 last.len = last.len.saturating_add(block.len);
                 last.crc = combine(last.crc, block.crc);
+                last.zero &= block.zero;
                 return Ok(());
             }
         }
@@ -203,6 +215,7 @@ impl Builder {
             bits,
             crc: combine(0, block.crc),
             level: block.level,
+            zero: block.zero,
         });
         Ok(())
     }
@@ -233,6 +246,7 @@ mod tests {
             len,
             crc: 0x8000_0001,
             level: 9,
+            zero: false,
         }
     }
 

@@ -13,7 +13,7 @@ use super::bits::{self, byte, next_byte};
 use super::header::{self, BLOCK_MOST, END_BITS, MAGIC_BITS, STREAM_HEADER, combine};
 use super::index::{Block, Builder, Index};
 use super::scan::{Mark, Scanner, Span, What};
-use super::speculate::{Encoded, Outcome, Task, put_all};
+use super::speculate::{Encoded, Outcome, Piece, Task, put_all};
 use super::wrapped::{self, AHEAD, Failure, decoder_memory};
 use crate::cache::{Shelf, Stored, Whole};
 use crate::layer::INDEX_PART;
@@ -253,9 +253,12 @@ impl Pass<'_> {
             Some(done) => done,
             None => self.alone(crc)?,
         };
-        let len = match outcome {
-            Outcome::Decoded(pieces) => put_all(&mut self.whole, &pieces)?,
-            Outcome::Long(encoded) => encoded.decode_to(&mut self.whole)?,
+        let (len, zero) = match outcome {
+            Outcome::Decoded(pieces) => {
+                let zero = pieces.iter().all(|piece| matches!(piece, Piece::Zero(_)));
+                (put_all(&mut self.whole, &pieces)?, zero)
+            }
+            Outcome::Long(encoded) => (encoded.decode_to(&mut self.whole)?, false),
             Outcome::Failed(failure) => return Err(self.failed(failure)),
         };
         let Stream { at, level, .. } = self.stream;
@@ -265,6 +268,7 @@ impl Pass<'_> {
             len,
             crc,
             level,
+            zero,
         })?;
         self.stream.crc = combine(self.stream.crc, crc);
         self.stream.at = end;

@@ -6,6 +6,7 @@
 mod header;
 pub(super) mod stream;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use header::Header;
@@ -13,7 +14,7 @@ use stream::{INPUT, decoder_memory};
 
 use super::decoded::{Decoded, Layout};
 use super::input::Input;
-use super::{Args, Confidence, LayerType, Sample, Verdict, given};
+use super::{Args, Confidence, LayerType, Sample, Verdict};
 use crate::cache::{Blocks, Decode, Job, Shelf, Sink, Stored, Whole};
 use crate::sys::lzma::{Format, StreamDecoder};
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
@@ -94,20 +95,29 @@ fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
     Blocks::check_decoder_memory("the image", memory, cx)?;
     let known = header.size.or_else(|| kept(below, cx));
     // An empty image costs nothing, and nobody would ever come to its end.
-    if let Some(len) = known.filter(|len| *len > 0) {
-        let layout = Arc::new(Lzma {
-            below: below.clone(),
-            header,
-            len,
-        });
-        return Decoded::volume("lzma", layout, cx);
-    }
-    let stored = measure(below, header, cx)?;
-    if let Some(place) = &cx.place {
-        let sizes = [below.size(), stored.len()].map(u64::to_le_bytes);
-        place.save(KEPT, sizes.as_flattened());
-    }
-    given::volume("lzma", below, stored, cx)
+    let known = known.filter(|len| *len > 0);
+    let mut stored = HashMap::new();
+    let len = match known {
+        Some(len) => len,
+        None => {
+            let whole = measure(below, header, cx)?;
+            let len = whole.len();
+            if let Some(place) = &cx.place {
+                place.save(
+                    KEPT,
+                    [below.size(), len].map(u64::to_le_bytes).as_flattened(),
+                );
+            }
+            stored.insert(0, whole);
+            len
+        }
+    };
+    let layout = Lzma {
+        below: below.clone(),
+        header,
+        len,
+    };
+    Decoded::volume_with("lzma", Arc::new(layout), stored, cx)
 }
 
 /// The size of the image, as an earlier opening has found it.
