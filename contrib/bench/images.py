@@ -96,13 +96,13 @@ class Images:
     def tar_xz(self) -> Path:
         """In a tar, in xz blocks of 16 MiB."""
         raw = self.raw
-        pack = 'tar -C "$1" -cf - "$2" | xz -T0 --block-size="$3" -c'
+        pack = 'tar -C "$1" -cf - "$2" | xz -1 -T0 --block-size="$3" -c'
 
         def make(part: Path) -> None:
             with part.open("wb") as out:
                 run(["bash", "-o", "pipefail", "-c", pack, "bash", str(self._cache), raw.name, BLOCK], stdout=out)
 
-        return self._made("disk.tar.xz", "with tar and xz -T0, takes minutes", make)
+        return self._made("disk.tar.xz", "with tar and xz -1 -T0", make)
 
     @functools.cached_property
     def small(self) -> Path:
