@@ -1,6 +1,6 @@
 //! What earlier mounts have decoded of a layer's blocks, for good.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::backing::{Backing, base_of, find};
@@ -12,11 +12,12 @@ use crate::bytes::le64;
 const LONGEST_LIST: u64 = 1 << 20;
 /// Bytes of the id of a list's pages, before its entries.
 const ID: usize = 8;
-/// Bytes of a list's entry: number, base, length.
+/// Bytes of a list's entry: offset, length, base.
 const ENTRY: usize = 24;
 
-/// Where the blocks of a shelf are, and how long, by number.
-type List = HashMap<u64, (u64, u64)>;
+/// The blocks of a shelf: their length and where they are in the file, by their offset in the image.
+/// The next time the same bytes may be cut into other blocks.
+type List = BTreeMap<u64, (u64, u64)>;
 
 /// The complete blocks that are kept of the layer called `name`.
 #[derive(Debug)]
@@ -33,24 +34,27 @@ impl Kept {
         let list = Self::load_list(name, cx);
         // Who fills a shelf anew may put its blocks elsewhere.
         let right = shelf.as_ref().and_then(|shelf| shelf.id()).zip(list);
-        let list = right
-            .filter(|(id, (of, _))| id == of)
-            .map(|(_, (_, list))| list);
+        let list = right.filter(|(id, (of, _))| id == of);
+        let mut list = list.map(|(_, (_, list))| list).unwrap_or_default();
+        if let Some(shelf) = &shelf {
+            list.retain(|_, (len, base)| shelf.is_complete(*base, *len));
+        }
         Self {
             passes: find(&Self::passes(name, layout), cx),
             shelf,
-            list: list.unwrap_or_default(),
+            list,
         }
     }
 
     /// The block `number`, of `len` bytes from `offset` on, if it is kept as a whole. `huge` says
     /// whether it is decoded behind a frontier.
     pub(crate) fn take(&self, number: u64, offset: u64, len: u64, huge: bool) -> Option<Stored> {
-        if let (Some(shelf), Some((base, found))) = (&self.shelf, self.list.get(&number))
-            && *found == len
-            && shelf.is_complete(*base, len)
-        {
-            return Some(stored(shelf, *base, len));
+        let around = self.list.range(..=offset).next_back();
+        if let (Some(shelf), Some((start, (whole, base)))) = (&self.shelf, around) {
+            let skip = offset.saturating_sub(*start);
+            if skip.saturating_add(len) <= *whole {
+                return Some(stored(shelf, base.saturating_add(skip), len));
+            }
         }
         let passes = self.passes.as_ref().filter(|_| huge)?;
         let base = base_of(number, offset)?;
@@ -61,7 +65,12 @@ impl Kept {
 
     /// Notes which blocks are on the layer's shelf, so that the next mount finds them. Their
     /// checks must have passed.
-    pub(crate) fn save(name: &str, blocks: &HashMap<u64, Stored>, cx: &Cx) {
+    pub(crate) fn save(
+        name: &str,
+        blocks: &HashMap<u64, Stored>,
+        offset: impl Fn(u64) -> u64,
+        cx: &Cx,
+    ) {
         let Some(place) = &cx.place else { return };
         let mut ids = blocks.values().filter_map(|block| block.file.id());
         let Some(id) = ids.next() else { return };
@@ -71,7 +80,7 @@ impl Kept {
                 continue;
             }
             block.file.complete(block.base, block.len);
-            for field in [*number, block.base, block.len] {
+            for field in [offset(*number), block.len, block.base] {
                 list.extend(field.to_le_bytes());
             }
         }
@@ -85,8 +94,8 @@ impl Kept {
         let bytes = cx.place.as_ref()?.load(&Self::list(name), LONGEST_LIST)?;
         let id = le64(&bytes, 0)?;
         let entries = bytes.get(ID..)?.chunks_exact(ENTRY).filter_map(|entry| {
-            let (number, base, len) = (le64(entry, 0)?, le64(entry, 8)?, le64(entry, 16)?);
-            Some((number, (base, len)))
+            let (offset, len, base) = (le64(entry, 0)?, le64(entry, 8)?, le64(entry, 16)?);
+            Some((offset, (len, base)))
         });
         Some((id, entries.collect()))
     }

@@ -106,7 +106,7 @@ impl<L: Layout> Decoded<L> {
         mut stored: HashMap<u64, Stored>,
         cx: &Cx,
     ) -> Result<Volume> {
-        Kept::save(name, &stored, cx);
+        Kept::save(name, &stored, |number| layout.offset(number), cx);
         let place = fingerprint(&*layout);
         let kept = Kept::find(name, place, cx);
         let mut longest = 0;

@@ -71,7 +71,7 @@ impl Image {
 
     /// The folder, if it is there.
     pub(super) fn enter(&self) -> Option<&Path> {
-        let mut lock = self.lock();
+        let mut lock = self.current();
         if lock.is_none() {
             *lock = Some(open_locked(&self.folder)?);
             self.note_use();
@@ -81,7 +81,7 @@ impl Image {
 
     /// The folder, which is made if it is not there. `None` when that cannot be; the log says why.
     pub(super) fn make(&self) -> Option<&Path> {
-        let mut lock = self.lock();
+        let mut lock = self.current();
         if lock.is_some() {
             return Some(&self.folder);
         }
@@ -115,8 +115,13 @@ impl Image {
         touch(&self.folder);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<File>> {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The locked folder, unless somebody has cleared the cache meanwhile.
+    fn current(&self) -> MutexGuard<'_, Option<File>> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.as_ref().is_some_and(|file| !is_at(file, &self.folder)) {
+            *lock = None;
+        }
+        lock
     }
 }
 

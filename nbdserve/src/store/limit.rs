@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
@@ -217,9 +218,13 @@ impl Store {
     }
 }
 
-/// Removes the folder of an image. Who has files of it open goes on with them.
+/// Removes the folder of an image. Who has files of it open goes on with them, and who makes new ones
+/// makes a new folder.
 fn remove(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let gone = folder.with_file_name(format!("gone-{}-{number}", std::process::id()));
+    match fs::rename(folder, &gone).and_then(|()| fs::remove_dir_all(&gone)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
