@@ -59,6 +59,22 @@ fn a_second_opening_makes_no_pass() {
 }
 
 #[test]
+fn padding_is_read_once_and_never_again() {
+    let bytes = image(5 * MIB, 13);
+    for mut file in [gzip(&bytes), bgzip(&bytes)] {
+        let end = file.len() as u64;
+        file.resize(file.len() + 20 * MIB, 0);
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let (volume, counts) = counted(&file, &with_store(roomy(), folder.path()));
+            counts.reset();
+            assert!(try_read_all(&volume).unwrap() == bytes);
+            assert!(!counts.has_read(ByteRange::between(end, u64::MAX)));
+        }
+    }
+}
+
+#[test]
 fn the_index_takes_less_than_one_percent_on_disk() {
     // Noise is the worst: its windows cannot be packed.
     for bytes in [noise(32 * MIB, 4), image(32 * MIB, 5)] {
@@ -111,12 +127,16 @@ fn an_index_of_a_mount_with_more_memory_is_used_with_less() {
 
 #[test]
 fn zeroes_are_known_from_the_index_without_decoding() {
+    let folder = tempfile::tempdir().unwrap();
     let mut bytes = vec![0; 128 * MIB];
     bytes[77 * MIB] = 1;
-    let file = gzip(&bytes);
-    let folder = tempfile::tempdir().unwrap();
-    for _ in 0..2 {
-        let (volume, counts) = counted(&file, &with_store(roomy(), folder.path()));
+    let files = [gzip(&bytes), bgzip(&bytes)];
+    for (number, file) in [&files[0], &files[0], &files[1], &files[1]]
+        .iter()
+        .enumerate()
+    {
+        println!("{number}");
+        let (volume, counts) = counted(file, &with_store(roomy(), folder.path()));
         counts.reset();
         let extents = volume.extents(ByteRange::between(0, volume.size()));
         let extents = extents.unwrap();

@@ -29,6 +29,7 @@ mod pass;
 mod raw;
 mod spans;
 mod stored;
+mod zeroes;
 
 use std::fmt::Debug;
 use std::sync::Arc;
