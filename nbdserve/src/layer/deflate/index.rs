@@ -96,7 +96,6 @@ pub(crate) struct Index {
 
 impl Index {
     /// One span that is all there is.
-    #[allow(dead_code, reason = "for zip")]
     pub(super) fn single(range: ByteRange, size: u64, crc32: u32) -> Self {
         let span = Span {
             start: 0,

@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use super::member::{Gzip, Trailer, next, trailer};
-use crate::cache::is_zero;
+use crate::bytes::is_zero;
 use crate::layer::deflate::{Beat, Builder, Feed, Index, Source};
 use crate::sys::zlib::{Inflate, Place, Stop};
 use crate::{Cx, Kind, Result};
