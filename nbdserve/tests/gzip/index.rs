@@ -5,8 +5,8 @@ use std::sync::Arc;
 use nbdserve::{Access, ByteRange, Cx, Kind};
 
 use crate::tools::{
-    MIB, Witness, bgzip, blocks, counted, decodes, gzip, image, member, noise, open, packed, read,
-    roomy, stored, try_read_all, with_store,
+    MIB, Witness, bgzip, blocks, counted, decodes, gzip, image, indexes, member, noise, open,
+    packed, read, roomy, stored, try_read_all, with_store,
 };
 
 #[test]
@@ -171,8 +171,7 @@ fn an_index_in_the_cache_that_is_damaged_or_of_another_file_costs_a_pass() {
     assert!(try_read_all(&volume).unwrap() == two);
     let volume = open(file.clone(), &with_store(roomy(), folder.path())).unwrap();
     assert!(try_read_all(&volume).unwrap() == one);
-    for entry in std::fs::read_dir(folder.path()).unwrap() {
-        let path = entry.unwrap().path();
+    for path in indexes(folder.path()) {
         let mut kept = std::fs::read(&path).unwrap();
         let last = kept.len() - 1;
         kept[last] ^= 1;
