@@ -1,7 +1,7 @@
 //! What the gzip tests share: images, the foreign tools, members made by hand.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
 
@@ -86,12 +86,26 @@ pub(crate) fn with_store(mut cx: Cx, folder: &Path) -> Cx {
     cx
 }
 
-/// Bytes of all files in a store.
+/// The indexes in a store.
+pub(crate) fn indexes(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(indexes(&path));
+        } else if path.to_string_lossy().ends_with(".blob") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Their bytes.
 pub(crate) fn stored(folder: &Path) -> u64 {
-    let files = std::fs::read_dir(folder).unwrap();
-    files
-        .map(|file| file.unwrap().metadata().unwrap().len())
-        .sum()
+    let files = indexes(folder);
+    assert!(!files.is_empty());
+    let sizes = files.iter().map(|file| file.metadata().unwrap().len());
+    sizes.sum()
 }
 
 /// How many spans were decoded so far.

@@ -140,12 +140,10 @@ impl<'a, F: Framing> Cursor<'a, F> {
         Ok((step.written, event))
     }
 
-    /// The CRC32 of all bytes since the last call, and how many they were.
-    pub(crate) fn take_crc(&mut self) -> (u32, u64) {
+    /// The CRC32 of all bytes since the last call.
+    pub(crate) fn take_crc(&mut self) -> u32 {
         self.fold();
-        let span = std::mem::take(&mut self.span);
-        let len = span.total_len();
-        (span.finalize(), len)
+        std::mem::take(&mut self.span).finalize()
     }
 
     /// The decoded bytes before this place, as far as the next ones may refer to them: copied to

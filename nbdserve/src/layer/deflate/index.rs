@@ -2,6 +2,7 @@
 
 use crc32fast::Hasher;
 
+use super::zeroes::Zeroes;
 use crate::sys::zlib::WINDOW;
 use crate::{ByteRange, Error, Kind, Result};
 
@@ -88,11 +89,13 @@ pub(crate) struct Index {
     pub(super) spans: Vec<Span>,
     /// Decoded bytes.
     pub(super) size: u64,
+    /// Where the last stream ends in the volume below, with what stands behind it: padding beyond
+    /// that is never read again.
+    pub(super) end: u64,
 }
 
 impl Index {
     /// One span that is all there is.
-    #[allow(dead_code, reason = "for zip")]
     pub(super) fn single(range: ByteRange, size: u64, crc32: u32) -> Self {
         let span = Span {
             start: 0,
@@ -104,6 +107,7 @@ impl Index {
         Self {
             spans: vec![span],
             size,
+            end: range.end(),
         }
     }
 
@@ -124,12 +128,11 @@ impl Index {
         ByteRange::between(start, next.map_or(self.size, |next| next.start))
     }
 
-    /// Where its encoded bytes lie in the volume below, of which `source` holds all streams.
-    pub(super) fn encoded(&self, number: u64, source: ByteRange) -> ByteRange {
-        let start = self.span(number).map_or(source.end(), |span| span.bit / 8);
+    /// Where its encoded bytes lie in the volume below.
+    pub(super) fn encoded(&self, number: u64) -> ByteRange {
+        let start = self.span(number).map_or(self.end, |span| span.bit / 8);
         let next = self.span(number.saturating_add(1));
-        let end = next.map_or(source.end(), |next| next.bit.div_ceil(8));
-        ByteRange::between(start, end.min(source.end()))
+        ByteRange::between(start, next.map_or(self.end, |next| next.bit.div_ceil(8)))
     }
 
     /// The number of the span that holds the byte `offset`.
@@ -168,6 +171,7 @@ pub(crate) struct Builder {
     entry: Entry,
     /// Whether the open span is all zero so far.
     zero: bool,
+    zeroes: Zeroes,
     /// Decoded bytes so far.
     size: u64,
     distance: u64,
@@ -190,6 +194,7 @@ impl Builder {
             bit: at.saturating_mul(8),
             entry: Entry::Stream,
             zero: true,
+            zeroes: Zeroes::default(),
             size: 0,
             distance,
             memory: 0,
@@ -212,7 +217,7 @@ impl Builder {
         self.size.saturating_sub(self.start)
     }
 
-    /// The open span goes on with `len` bytes, all `zero` or not.
+    /// The open span goes on with `len` bytes that are known to be all zero, or not.
     ///
     /// # Errors
     /// `Limit` beyond what an image can have.
@@ -233,24 +238,26 @@ impl Builder {
     }
 
     /// A stream begins at the byte `at` of the volume below: closes the open span, whose checksum
-    /// is given where it is known.
+    /// is given where it is known. That of zeroes always is.
     pub(crate) fn stream(&mut self, at: u64, crc32: Option<u32>) {
         self.enter(at.saturating_mul(8), Entry::Stream, crc32);
     }
 
     /// As [`Self::stream`], for an entry at any bit.
     pub(super) fn enter(&mut self, bit: u64, entry: Entry, crc32: Option<u32>) {
-        let known = crc32.is_some();
         let entry = std::mem::replace(&mut self.entry, entry);
+        let zero = std::mem::replace(&mut self.zero, true);
+        let len = self.open();
+        let of_zeroes = || zero.then(|| self.zeroes.crc32(len));
+        let crc32 = crc32.or_else(of_zeroes);
         let span = Span {
             start: self.start,
             bit: std::mem::replace(&mut self.bit, bit),
             crc32,
-            // Without a checksum nobody has looked.
-            zero: std::mem::replace(&mut self.zero, true) && known,
+            zero,
             entry,
         };
-        if self.open() > 0 {
+        if len > 0 {
             self.memory = self.memory.saturating_add(span.memory());
             self.spans.push(span);
         }
@@ -262,13 +269,14 @@ impl Builder {
         }
     }
 
-    /// All streams have ended.
-    pub(crate) fn finish(mut self, crc32: Option<u32>) -> Index {
-        self.enter(0, Entry::Stream, crc32);
+    /// All streams have ended, the last one at the byte `end` of the volume below.
+    pub(crate) fn finish(mut self, end: u64, crc32: Option<u32>) -> Index {
+        self.stream(end, crc32);
         self.spans.shrink_to_fit();
         Index {
             spans: self.spans,
             size: self.size,
+            end,
         }
     }
 }

@@ -29,6 +29,7 @@ mod pass;
 mod raw;
 mod spans;
 mod stored;
+mod zeroes;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -36,7 +37,6 @@ use std::sync::Arc;
 pub(super) use feed::{Beat, Feed};
 pub(super) use index::{Builder, Index};
 pub(super) use pass::pass;
-#[allow(unused_imports, reason = "for zip")]
 pub(super) use raw::{Expected, raw};
 
 use super::INDEX_PART;

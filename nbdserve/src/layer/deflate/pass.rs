@@ -38,6 +38,7 @@ pub(crate) fn pass_each<F: Framing>(
     let mut builder = Builder::with_distance(range.start(), distance, memory(cx));
     let mut buf = vec![0; STEP];
     let mut window = Box::new([0; WINDOW]);
+    let mut end = range.start();
     let mut told = Instant::now();
     let tell = |at: u64| {
         let what = format!("{name}: decoding once, to find places to enter");
@@ -61,13 +62,12 @@ pub(crate) fn pass_each<F: Framing>(
             Event::Boundary(bit) => {
                 let len = cursor.window(&mut window)?;
                 let entry = Entry::block(window.get(..len).unwrap_or(&[]))?;
-                let (crc32, _) = cursor.take_crc();
-                builder.enter(bit, entry, Some(crc32));
+                builder.enter(bit, entry, Some(cursor.take_crc()));
             }
             Event::Between => {
+                end = cursor.at();
                 if builder.is_stream_due() {
-                    let (crc32, _) = cursor.take_crc();
-                    builder.stream(cursor.at(), Some(crc32));
+                    builder.stream(end, Some(cursor.take_crc()));
                 }
             }
             Event::End => break,
@@ -78,6 +78,5 @@ pub(crate) fn pass_each<F: Framing>(
         }
     }
     tell(range.end());
-    let (crc32, _) = cursor.take_crc();
-    Ok(builder.finish(Some(crc32)))
+    Ok(builder.finish(end, Some(cursor.take_crc())))
 }

@@ -1,5 +1,4 @@
 //! One stream of raw deflate data with nothing around it.
-#![allow(dead_code, reason = "for zip")]
 
 use super::feed::{Beat, Feed};
 use super::index::{DISTANCE, Index, is_possible};

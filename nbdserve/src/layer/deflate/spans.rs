@@ -25,7 +25,7 @@ impl<F: Framing> Spans<F> {
     }
 
     fn encoded_range(&self, number: u64) -> ByteRange {
-        self.index.encoded(number, self.source.range)
+        self.index.encoded(number)
     }
 
     /// A cursor at the beginning of a span.
@@ -71,7 +71,7 @@ impl<F: Framing> Spans<F> {
             // Whole streams end where the span does.
             end(&mut cursor, len, &beat)?;
         }
-        let (found, _) = cursor.take_crc();
+        let found = cursor.take_crc();
         if let Some(expected) = span.crc32
             && expected != found
         {

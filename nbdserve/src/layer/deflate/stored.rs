@@ -4,30 +4,29 @@
 //! eighth bit set when more follow:
 //!
 //! ```text
-//! encoded bytes of all streams, decoded bytes, whether spans have checksums (0 or 1), spans; then each
+//! encoded bytes with padding, encoded bytes of all streams, decoded bytes, spans; then each
 //! span: decoded bytes
 //!       bits from the entry of the span before
-//!       flags: 1 all zero, 2 entered at a block
-//!       if there are checksums: CRC32, four bytes, little-endian
+//!       flags: 1 all zero, 2 entered at a block, 4 with a checksum
+//!       if it has a checksum: CRC32, four bytes, little-endian
 //!       if entered at a block: bytes of the packed window, and these
 //! ```
 
-use crc32fast::Hasher;
-
 use super::index::{Entry, Index, Span, is_possible};
 use super::wide;
+use super::zeroes::Zeroes;
 use crate::ByteRange;
 
 const ZERO: u64 = 1;
 const BLOCK: u64 = 2;
+const CHECKED: u64 = 4;
 
 /// The bytes of the index of streams that lie in `range`.
 pub(super) fn bytes(index: &Index, range: ByteRange) -> Vec<u8> {
     let mut out = Vec::with_capacity(usize::try_from(index.memory()).unwrap_or(0));
-    let checked = index.spans.iter().all(|span| span.crc32.is_some());
     put(&mut out, range.len());
+    put(&mut out, index.end.saturating_sub(range.start()));
     put(&mut out, index.size);
-    put(&mut out, u64::from(checked));
     put(&mut out, wide(index.spans.len()));
     let mut bit = range.start().saturating_mul(8);
     for (number, span) in (0..).zip(&index.spans) {
@@ -39,8 +38,9 @@ pub(super) fn bytes(index: &Index, range: ByteRange) -> Vec<u8> {
             Entry::Stream => 0,
             Entry::Block(_) => BLOCK,
         };
-        put(&mut out, zero | block);
-        if let Some(crc32) = span.crc32.filter(|_| checked) {
+        let checked = span.crc32.map_or(0, |_| CHECKED);
+        put(&mut out, zero | block | checked);
+        if let Some(crc32) = span.crc32 {
             out.extend(crc32.to_le_bytes());
         }
         if let Entry::Block(packed) = &span.entry {
@@ -59,29 +59,26 @@ pub(super) fn parse(bytes: &[u8], range: ByteRange, memory: u64) -> Option<Index
     if get(&mut rest)? != range.len() {
         return None;
     }
+    let len = get(&mut rest).filter(|len| *len <= range.len())?;
     let size = get(&mut rest).filter(|size| *size <= u64::MAX >> 1)?;
-    let checked = match get(&mut rest)? {
-        0 => false,
-        1 => true,
-        _ => return None,
-    };
     let count = get(&mut rest)?;
     let mut index = Index {
         spans: Vec::new(),
         size,
+        end: range.start().checked_add(len)?,
     };
     let mut zeroes = Zeroes::default();
     let mut start: u64 = 0;
     let mut bit = range.start().checked_mul(8)?;
-    let end = range.end().checked_mul(8)?;
+    let end = index.end.checked_mul(8)?;
     for number in 0..count {
         let len = get(&mut rest).filter(|len| *len > 0)?;
         let step = get(&mut rest).filter(|step| *step > 0 || number == 0)?;
         bit = bit.checked_add(step).filter(|bit| *bit < end)?;
-        let flags = get(&mut rest).filter(|flags| *flags <= ZERO | BLOCK)?;
-        let crc32 = match checked {
-            true => Some(u32::from_le_bytes(take(&mut rest, 4)?.try_into().ok()?)),
-            false => None,
+        let flags = get(&mut rest).filter(|flags| *flags <= ZERO | BLOCK | CHECKED)?;
+        let crc32 = match flags & CHECKED {
+            0 => None,
+            _ => Some(u32::from_le_bytes(take(&mut rest, 4)?.try_into().ok()?)),
         };
         let entry = if flags & BLOCK == 0 {
             if !bit.is_multiple_of(8) {
@@ -113,7 +110,7 @@ pub(super) fn parse(bytes: &[u8], range: ByteRange, memory: u64) -> Option<Index
     }
     let fits = start == size && rest.is_empty() && index.memory() <= memory;
     let possible = (0..count).all(|number| {
-        let encoded = index.encoded(number, range).len();
+        let encoded = index.encoded(number).len();
         is_possible(encoded, index.decoded(number).len())
     });
     index.spans.shrink_to_fit();
@@ -151,55 +148,6 @@ fn take<'a>(bytes: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// Checksums of zeroes.
-#[derive(Debug, Default)]
-struct Zeroes {
-    /// Of 1, 2, 4, 8 ... bytes, as many as were needed.
-    powers: Vec<Hasher>,
-    /// The latest answer. Most spans of zeroes are as long as others.
-    latest: Option<(u64, u32)>,
-}
-
-impl Zeroes {
-    fn crc32(&mut self, len: u64) -> u32 {
-        if let Some((_, crc32)) = self.latest.filter(|(known, _)| *known == len) {
-            return crc32;
-        }
-        let mut all = Hasher::new();
-        for bit in (0..u64::BITS).take_while(|bit| len >> bit != 0) {
-            let power = self.power(bit);
-            if len >> bit & 1 == 1 {
-                all.combine(&power);
-            }
-        }
-        let crc32 = all.finalize();
-        self.latest = Some((len, crc32));
-        crc32
-    }
-
-    /// Of `2^bit` bytes; asked for in ascending order.
-    fn power(&mut self, bit: u32) -> Hasher {
-        let known = usize::try_from(bit)
-            .ok()
-            .and_then(|bit| self.powers.get(bit));
-        if let Some(known) = known {
-            return known.clone();
-        }
-        let mut power = match self.powers.last() {
-            Some(half) => half.clone(),
-            None => {
-                let mut one = Hasher::new();
-                one.update(&[0]);
-                self.powers.push(one.clone());
-                return one;
-            }
-        };
-        power.combine(&power.clone());
-        self.powers.push(power.clone());
-        power
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::arithmetic_side_effects, clippy::as_conversions)]
 mod tests {
@@ -228,6 +176,7 @@ mod tests {
         Index {
             spans: spans.into_iter().map(span).collect(),
             size,
+            end: 89_000,
         }
     }
 
@@ -258,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_was_kept_comes_back() {
-        for index in [checked(), unchecked(), Index::default()] {
+        for index in [checked(), unchecked(), index(vec![], 0)] {
             let kept = bytes(&index, range());
             let found = parse(&kept, range(), MEMORY);
             let again = found.map(|found| bytes(&found, range()));
@@ -324,8 +273,7 @@ mod tests {
                 };
                 let mut at = 0;
                 for number in 0..found.spans.len() as u64 {
-                    let (decoded, encoded) =
-                        (found.decoded(number), found.encoded(number, range()));
+                    let (decoded, encoded) = (found.decoded(number), found.encoded(number));
                     assert_eq!(decoded.start(), at, "bit {bit}");
                     assert!(!decoded.is_empty() && !encoded.is_empty(), "bit {bit}");
                     assert!(range().contains(encoded), "bit {bit}");
@@ -333,15 +281,6 @@ mod tests {
                 }
                 assert_eq!(at, found.size);
             }
-        }
-    }
-
-    #[test]
-    fn the_checksum_of_zeroes_is_that_of_zeroes() {
-        let mut zeroes = Zeroes::default();
-        for len in [1, 2, 3, 4, 5, 1000, 65536, 1 << 20, 1_234_567, 1_234_567, 7] {
-            let expected = crc32fast::hash(&vec![0; len]);
-            assert_eq!(zeroes.crc32(len as u64), expected, "{len}");
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Member {
 }
 
 /// The trailer of a member (RFC 1952, 2.3.1).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Trailer {
     pub(super) crc32: u32,
     /// ISIZE: the decoded bytes modulo 2^32.
