@@ -187,18 +187,8 @@ impl Backing {
 
     /// Which pieces of the block of `len` bytes at `base` are known to be zero.
     pub(super) fn zero_pieces(&self, base: u64, len: u64) -> Vec<u64> {
-        let Some(pages) = &self.pages else {
-            return Vec::new();
-        };
-        let first = base / PIECE_BYTES * PIECE_BYTES;
-        let chunks = pages.zero_chunks(first, base.saturating_add(len).saturating_sub(first));
-        if first == base {
-            return chunks;
-        }
-        // A piece lies in two chunks then.
-        let after = |word: usize| chunks.get(word + 1).map_or(0, |next| next << 63);
-        let both = |(word, bits): (usize, &u64)| bits & (bits >> 1 | after(word));
-        chunks.iter().enumerate().map(both).collect()
+        let pages = self.pages.as_ref();
+        pages.map_or_else(Vec::new, |pages| pages.zero_chunks(base, len))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What earlier mounts have decoded of a layer's blocks, for good.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::backing::{Backing, base_of, find};
@@ -15,9 +15,9 @@ const ID: usize = 8;
 /// Bytes of a list's entry: offset, length, base.
 const ENTRY: usize = 24;
 
-/// The blocks of a shelf: their length and where they are in the file, by their offset in the image.
-/// The next time the same bytes may be cut into other blocks.
-type List = BTreeMap<u64, (u64, u64)>;
+/// Where the blocks of a shelf are in the file, by their offset and length in the image: their
+/// numbers may be others the next time.
+type List = HashMap<(u64, u64), u64>;
 
 /// The complete blocks that are kept of the layer called `name`.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Kept {
         let list = right.filter(|(id, (of, _))| id == of);
         let mut list = list.map(|(_, (_, list))| list).unwrap_or_default();
         if let Some(shelf) = &shelf {
-            list.retain(|_, (len, base)| shelf.is_complete(*base, *len));
+            list.retain(|(_, len), base| shelf.is_complete(*base, *len));
         }
         Self {
             passes: find(&Self::passes(name, layout), cx),
@@ -49,12 +49,8 @@ impl Kept {
     /// The block `number`, of `len` bytes from `offset` on, if it is kept as a whole. `huge` says
     /// whether it is decoded behind a frontier.
     pub(crate) fn take(&self, number: u64, offset: u64, len: u64, huge: bool) -> Option<Stored> {
-        let around = self.list.range(..=offset).next_back();
-        if let (Some(shelf), Some((start, (whole, base)))) = (&self.shelf, around) {
-            let skip = offset.saturating_sub(*start);
-            if skip.saturating_add(len) <= *whole {
-                return Some(stored(shelf, base.saturating_add(skip), len));
-            }
+        if let (Some(shelf), Some(base)) = (&self.shelf, self.list.get(&(offset, len))) {
+            return Some(stored(shelf, *base, len));
         }
         let passes = self.passes.as_ref().filter(|_| huge)?;
         let base = base_of(number, offset)?;
@@ -95,7 +91,7 @@ impl Kept {
         let id = le64(&bytes, 0)?;
         let entries = bytes.get(ID..)?.chunks_exact(ENTRY).filter_map(|entry| {
             let (offset, len, base) = (le64(entry, 0)?, le64(entry, 8)?, le64(entry, 16)?);
-            Some((offset, (len, base)))
+            Some(((offset, len), base))
         });
         Some((id, entries.collect()))
     }
