@@ -563,7 +563,7 @@ fn no_space_for_the_frontier_is_an_error_and_never_wrong_data() {
         let raw = sandbox.join("raw");
         let opened = sandbox
             .loopmount()
-            .args(["--fuse", "--cache-size", "8M"])
+            .args(["--fuse", "--cache-size", "8M", "--cache-limit", "0"])
             .arg(&image)
             .arg(&raw)
             .env("TMPDIR", &tiny)

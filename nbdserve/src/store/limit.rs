@@ -218,14 +218,28 @@ impl Store {
     }
 }
 
+/// A folder that others still write to is tried to be removed this often.
+const RETRIES: u32 = 100;
+
 /// Removes the folder of an image. Who has files of it open goes on with them, and who makes new ones
 /// makes a new folder.
 fn remove(folder: &Path) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let gone = folder.with_file_name(format!("gone-{}-{number}", std::process::id()));
-    match fs::rename(folder, &gone).and_then(|()| fs::remove_dir_all(&gone)) {
+    let not_found = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    };
+    if let Err(error) = fs::rename(folder, &gone) {
+        return not_found(Err(error));
     }
+    // Who was on the way into the folder when its name went may still make a file in it.
+    for _ in 0..RETRIES {
+        match fs::remove_dir_all(&gone) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            other => return not_found(other),
+        }
+    }
+    fs::remove_dir_all(&gone)
 }
