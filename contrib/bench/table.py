@@ -44,9 +44,10 @@ def _contenders(result: Result) -> list[str]:
     for number, (name, median) in enumerate(medians.items()):
         values = result.samples[name]
         # More is better for rates, less for everything else.
-        factor = medians[ours] / median if row.unit.endswith("/s") else median / medians[ours]
+        better, worse = (medians[ours], median) if row.unit.endswith("/s") else (median, medians[ours])
         head = f"| {row.key} | {row.title} " if number == 0 else "| | "
-        ratio = "" if name == ours else f"{factor:.2f}"
+        # Some need nothing at all.
+        ratio = "" if name == ours or worse == 0 else f"{better / worse:.2f}"
         lines.append(f"{head}| {name} | {_number(median)} {row.unit} | {_number(min(values))} | {_number(max(values))} | {ratio} |")
     return lines
 
