@@ -227,19 +227,17 @@ fn remove(folder: &Path) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let gone = folder.with_file_name(format!("gone-{}-{number}", std::process::id()));
-    let not_found = |result: io::Result<()>| match result {
+    // Who was on the way into the folder when its name went may still make a file in it.
+    let mut tries = 0..RETRIES;
+    let mut empty = || loop {
+        match fs::remove_dir_all(&gone) {
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries.next().is_some() => {}
+            other => return other,
+        }
+    };
+    match fs::rename(folder, &gone).and_then(|()| empty()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    };
-    if let Err(error) = fs::rename(folder, &gone) {
-        return not_found(Err(error));
     }
-    // Who was on the way into the folder when its name went may still make a file in it.
-    for _ in 0..RETRIES {
-        match fs::remove_dir_all(&gone) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            other => return not_found(other),
-        }
-    }
-    fs::remove_dir_all(&gone)
 }

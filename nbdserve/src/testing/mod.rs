@@ -31,3 +31,24 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     bytes.truncate(len);
     bytes
 }
+
+/// `len` bytes like a disk image: text, noise and long runs of zeroes. The same for the same `seed`.
+#[must_use]
+pub fn disk_like(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 100_000);
+    let mut part = seed;
+    while bytes.len() < len {
+        part += 1;
+        match part % 4 {
+            0 => bytes.extend(noise(40_000, part)),
+            1 => bytes.extend(vec![0; 700_000]),
+            _ => {
+                for line in 0..2000 {
+                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
+                }
+            }
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}

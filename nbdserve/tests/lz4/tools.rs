@@ -8,8 +8,8 @@ use nbdserve::layer::Args;
 use nbdserve::layer::lz4::LZ4;
 use nbdserve::source::Memory;
 use nbdserve::store::{Place, Store};
-pub(crate) use nbdserve::testing::noise;
 use nbdserve::testing::tools::command;
+pub(crate) use nbdserve::testing::{disk_like as image, noise};
 use nbdserve::{Cx, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -82,26 +82,6 @@ pub(crate) fn linked(first: &[u8], second: &[u8]) -> Vec<u8> {
     file.extend([0; 4]);
     file.extend(xxh32(&[first, second].concat()).to_le_bytes());
     file
-}
-
-/// Like a disk image: text, noise and long runs of zeroes.
-pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 100_000);
-    let mut part = seed;
-    while bytes.len() < len {
-        part += 1;
-        match part % 4 {
-            0 => bytes.extend(noise(40_000, part)),
-            1 => bytes.extend(vec![0; 700_000]),
-            _ => {
-                for line in 0..2000 {
-                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
-                }
-            }
-        }
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 pub(crate) fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use nbdserve::cx::Observer;
 use nbdserve::layer::xz::XZ;
 use nbdserve::source::Memory;
-pub(crate) use nbdserve::testing::noise;
+pub(crate) use nbdserve::testing::{disk_like as image, noise};
 use nbdserve::{Cx, Device, Error, Geometry, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -28,26 +28,6 @@ pub(crate) fn xz(bytes: &[u8], args: &[&str]) -> Vec<u8> {
     });
     assert!(output.status.success(), "xz {args:?}");
     output.stdout
-}
-
-/// Like a disk image: text, noise and long runs of zeroes.
-pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 100_000);
-    let mut part = seed;
-    while bytes.len() < len {
-        part += 1;
-        match part % 4 {
-            0 => bytes.extend(noise(40_000, part)),
-            1 => bytes.extend(vec![0; 700_000]),
-            _ => {
-                for line in 0..2000 {
-                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
-                }
-            }
-        }
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 pub(crate) fn open(compressed: Vec<u8>, cx: &Cx) -> Result<Volume> {

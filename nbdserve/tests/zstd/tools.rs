@@ -8,8 +8,8 @@ use nbdserve::layer::Args;
 use nbdserve::layer::zstd::ZSTD;
 use nbdserve::source::Memory;
 use nbdserve::store::{Place, Store};
-pub(crate) use nbdserve::testing::noise;
 use nbdserve::testing::tools::command;
+pub(crate) use nbdserve::testing::{disk_like as image, noise};
 use nbdserve::{Cx, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -117,26 +117,6 @@ pub(crate) fn seek_table(entries: &[(u32, u32, Option<u32>)]) -> Vec<u8> {
     content.push(u8::from(checks) << 7);
     content.extend(0x8f92_eab1_u32.to_le_bytes());
     skippable(0xe, &content)
-}
-
-/// Like a disk image: text, noise and long runs of zeroes.
-pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 100_000);
-    let mut part = seed;
-    while bytes.len() < len {
-        part += 1;
-        match part % 4 {
-            0 => bytes.extend(noise(40_000, part)),
-            1 => bytes.extend(vec![0; 700_000]),
-            _ => {
-                for line in 0..2000 {
-                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
-                }
-            }
-        }
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 pub(crate) fn open_with(below: &Volume, walk: bool, cx: &Cx) -> Result<Volume> {
