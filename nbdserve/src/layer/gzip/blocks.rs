@@ -64,7 +64,7 @@ fn hop(source: &Source<Gzip>, memory: u64, cx: &Cx) -> Result<Option<Index>> {
             told = Instant::now();
             let done = feed.at().saturating_sub(start);
             let what = "gzip: reading once, to find the blocks";
-            cx.observer.progress(what, done, source.range.len());
+            cx.indexing(what, done, source.range.len());
         }
     }
     let index = builder.finish(None);
