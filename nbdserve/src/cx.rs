@@ -68,6 +68,16 @@ impl Cx {
 }
 
 impl Cx {
+    /// Tells the observer how far a pass is that finds out what lies where, and where that is kept.
+    pub(crate) fn indexing(&self, what: &str, done: u64, total: u64) {
+        self.observer.begins(&Pass {
+            what: what.to_owned(),
+            why: String::new(),
+            kept: self.kept(true),
+        });
+        self.observer.progress(what, done, total);
+    }
+
     /// Where the result of a pass of the layer that is being opened is kept: what is decoded, or
     /// only (`index`) where what lies.
     #[must_use]

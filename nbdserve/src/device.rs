@@ -57,6 +57,8 @@ pub enum Index {
     InImage,
     /// It was found out when the image was opened.
     Found,
+    /// As [`Self::Found`], with what a decoder must know to begin there.
+    Checkpoints,
 }
 
 /// Where what was decoded stays.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use nbdserve::layer::{Args, LAYERS};
+use nbdserve::plan::{self, Pick, Purpose, Request};
 use nbdserve::source::Memory;
 use nbdserve::source::split::Joined;
 use nbdserve::testing::{Counting, noise, tools};
@@ -180,4 +181,101 @@ fn zeroes_come_up_through_split_files_and_windows() {
         .map(|run| ByteRange::between(run.start().saturating_sub(GIB), run.end() - GIB))
         .collect();
     assert_eq!(zeroes(&window), moved);
+}
+
+/// A swap area and zeroes: something to be recognised, and 48 MiB that are nothing.
+fn disk() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, vec![0; 48 * MIB as usize]).unwrap();
+    tools::run_command(tools::command("mkswap").arg("-q").arg(&path));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = 20 * MIB as usize;
+    bytes[at..at + MIB as usize].copy_from_slice(&noise(MIB as usize, 7));
+    bytes
+}
+
+/// The bytes as the only file of an archive.
+fn archived(bytes: &[u8], name: &str, program: &str, args: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    // With holes, which tar -S looks for.
+    let file = std::fs::File::create(dir.path().join(name)).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (at, block) in bytes.chunks(4096).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            std::os::unix::fs::FileExt::write_all_at(&file, block, at as u64 * 4096).unwrap();
+        }
+    }
+    let mut command = tools::command(program);
+    tools::run_command(
+        command
+            .args(args)
+            .args(["out", name])
+            .current_dir(dir.path()),
+    );
+    let made = ["out", "out.zip"].map(|made| dir.path().join(made));
+    let made = made.iter().find(|made| made.exists()).unwrap();
+    std::fs::read(made).unwrap()
+}
+
+#[test]
+fn formats_may_be_stacked_in_any_order() {
+    let disk = disk();
+    let xz = piped(&disk, "xz", &["-0", "-c", "-T1", "--block-size=4MiB"]);
+    let gz = piped(&disk, "gzip", &["-1", "-c"]);
+    let zst = piped(&disk, "zstd", &["-q", "-c"]);
+    let bz2 = piped(&disk, "bzip2", &["-1", "-c"]);
+    let lz4 = piped(&disk, "lz4", &["-q", "-c"]);
+    let tar = archived(&disk, "disk.raw", "tar", &["-Scf"]);
+    let stacks = [
+        (
+            archived(&xz, "disk.raw.xz", "tar", &["-cf"]),
+            vec!["tar", "xz"],
+        ),
+        (piped(&tar, "xz", &["-0", "-c"]), vec!["xz", "tar"]),
+        (piped(&tar, "gzip", &["-1", "-c"]), vec!["gzip", "tar"]),
+        (piped(&tar, "zstd", &["-q", "-c"]), vec!["zstd", "tar"]),
+        (
+            archived(&zst, "disk.raw.zst", "zip", &["-q", "-0"]),
+            vec!["zip", "zstd"],
+        ),
+        (
+            archived(&gz, "disk.raw.gz", "zip", &["-q", "-9"]),
+            vec!["zip", "gzip"],
+        ),
+        (piped(&bz2, "gzip", &["-1", "-c"]), vec!["gzip", "bzip2"]),
+        (piped(&lz4, "xz", &["-0", "-c"]), vec!["xz", "lz4"]),
+        (
+            archived(&tar, "disk.tar", "zip", &["-q", "-0"]),
+            vec!["zip", "tar"],
+        ),
+    ];
+    let request = Request {
+        layers: Vec::new(),
+        pick: Pick::Disk,
+        purpose: Purpose::Bytes,
+    };
+    for (file, expected) in stacks {
+        let cx = Cx::new(128 * MIB);
+        let source = Memory::volume(file);
+        let found = plan::resolve(source, "image", &request, &|_, _| None, &cx)
+            .unwrap_or_else(|error| panic!("{expected:?}: {}", error.report()));
+        let names: Vec<_> = found.plan.layers.iter().map(|layer| layer.name()).collect();
+        assert_eq!(names, expected);
+        let volume = &found.volume;
+        let mut read = vec![1; disk.len()];
+        for (piece, at) in read
+            .chunks_mut(MIB as usize)
+            .zip((0..).step_by(MIB as usize))
+        {
+            volume.read_at(piece, at).unwrap();
+        }
+        assert!(read == disk, "{expected:?}");
+        // All of it was decoded by now, so that nearly all zeroes are known.
+        let zero: u64 = zeroes(volume).iter().map(|run| run.len()).sum();
+        assert!(
+            zero >= 38 * MIB,
+            "{expected:?}: only {zero} bytes are known to be zero"
+        );
+    }
 }

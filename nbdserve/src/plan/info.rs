@@ -48,7 +48,8 @@ pub struct LayerInfo {
 pub struct CostInfo {
     /// What is decoded for a byte.
     pub access: AccessInfo,
-    /// How it is known where the byte lies: `in_image` or `found`, by a pass when the image was opened.
+    /// How it is known where the byte lies: `in_image`, or `found` or `checkpoints`, by a pass when
+    /// the image was opened.
     pub index: Index,
     /// Where what was decoded stays: `memory`, `temp_file` until the end, `disk` for the next time.
     pub kept: Keeping,
@@ -163,6 +164,7 @@ impl fmt::Display for CostInfo {
         let index = match self.index {
             Index::InImage => "index in the image",
             Index::Found => "index made at opening",
+            Index::Checkpoints => "checkpoints made at opening",
         };
         let kept = match self.kept {
             Keeping::Memory => "kept in memory",

@@ -43,7 +43,7 @@ pub(crate) fn pass_each<F: Framing>(
     let tell = |at: u64| {
         let what = format!("{name}: decoding once, to find places to enter");
         let done = at.saturating_sub(range.start());
-        cx.observer.progress(&what, done, range.len());
+        cx.indexing(&what, done, range.len());
     };
     loop {
         cx.cancel.check()?;

@@ -164,4 +164,13 @@ impl<F: Framing> Layout for Spans<F> {
     fn is_zero(&self, number: u64) -> bool {
         self.index.span(number).is_some_and(|span| span.zero)
     }
+
+    fn index(&self) -> crate::Index {
+        let mut spans = self.index.spans.iter();
+        if spans.any(|span| matches!(span.entry, Entry::Block(_))) {
+            crate::Index::Checkpoints
+        } else {
+            crate::Index::Found
+        }
+    }
 }

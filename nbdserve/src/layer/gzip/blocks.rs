@@ -70,7 +70,7 @@ fn hop(source: &Source<Gzip>, memory: u64, cx: &Cx) -> Result<Option<Index>> {
             told = Instant::now();
             let done = end.saturating_sub(start);
             let what = "gzip: reading once, to find the blocks";
-            cx.observer.progress(what, done, source.range.len());
+            cx.indexing(what, done, source.range.len());
         }
     }
     // Zeroes behind the last member could be a part of it, if it is longer than it says.

@@ -316,9 +316,7 @@ impl Finder<'_, '_> {
         if self.told.elapsed() >= TELL {
             self.told = Instant::now();
             let size = self.scan.size();
-            self.cx
-                .observer
-                .progress("lz4: looking for blocks", at, size);
+            self.cx.indexing("lz4: looking for blocks", at, size);
         }
     }
 }

@@ -184,4 +184,9 @@ impl Layout for LzipMembers {
         let members = self.group(number).iter();
         members.fold(0, |sum, one| sum.saturating_add(one.size))
     }
+
+    fn index(&self) -> crate::Index {
+        // Each member's trailer says how long it is.
+        crate::Index::InImage
+    }
 }

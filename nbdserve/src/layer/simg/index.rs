@@ -66,7 +66,7 @@ impl Index {
             if number.is_multiple_of(LOOK_EVERY) {
                 cx.cancel.check()?;
                 let what = "simg: finding the chunks";
-                cx.observer.progress(what, builder.at, below.size());
+                cx.indexing(what, builder.at, below.size());
             }
             let (head, word) = read_chunk(&mut headers, builder.at, &file)?;
             let chunk = header::chunk_header(&head, builder.at, &file)?;

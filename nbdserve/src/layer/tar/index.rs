@@ -114,7 +114,7 @@ fn read(below: &Volume, allowance: &mut Allowance, cx: &Cx) -> Result<Vec<Entry>
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
             let what = "tar: reading the headers of the archive";
-            cx.observer.progress(what, walk.at(), below.size());
+            cx.indexing(what, walk.at(), below.size());
         }
     }
     if let Some(place) = &cx.place

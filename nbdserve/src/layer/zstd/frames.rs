@@ -261,9 +261,7 @@ impl Finder<'_, '_> {
         let size = self.scan.size();
         if at.saturating_sub(self.told) >= TELL_EACH {
             self.told = at;
-            self.cx
-                .observer
-                .progress("zstd: looking for frames", at, size);
+            self.cx.indexing("zstd: looking for frames", at, size);
         }
     }
 

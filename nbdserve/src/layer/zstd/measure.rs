@@ -232,7 +232,7 @@ impl Work<'_> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.elapsed() >= TELL {
             *told = Instant::now();
-            self.cx.observer.progress(
+            self.cx.indexing(
                 "zstd: measuring frames that do not say their size",
                 done,
                 self.total,
