@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Content, FsInfo, Resolved};
 use crate::error::escape;
-use crate::layer::partition::{Partition, Scheme};
+use crate::layer::partition::{PARTITION, Partition, Scheme};
 use crate::size::format_size;
 use crate::{Access, Index, Keeping};
 
@@ -202,7 +202,7 @@ impl fmt::Display for Info {
         write_rows(f, &rows.collect::<Vec<_>>())?;
         for layer in &self.layers {
             // The table's own are below.
-            if self.table.is_none() {
+            if self.table.is_none() || !layer.name.starts_with(PARTITION.name) {
                 write_notes(f, layer.notes.iter())?;
             }
         }

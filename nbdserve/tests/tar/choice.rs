@@ -259,3 +259,27 @@ fn a_tar_in_a_tar_and_a_cancelled_look() {
         Kind::Io
     );
 }
+
+#[test]
+fn why_a_file_was_taken_is_shown_beside_a_partition_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let disk = dir.join("disk.raw");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    fs::write(
+        dir.join("script"),
+        "label: dos\nstart=1, size=100, type=83\n",
+    )
+    .unwrap();
+    let mut command = foreign::command("sfdisk");
+    command
+        .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+        .arg(&disk);
+    foreign::run_command(command.stdin(fs::File::open(dir.join("script")).unwrap()));
+    let bytes = tar(dir, &["script", "disk.raw"]);
+    let found = resolve(image(&bytes), &[], &cx()).unwrap();
+    assert_eq!(found.content, Content::Disk);
+    let shown = Info::new(&found).to_string();
+    let note = "note: the only one of 2 files that is an image: a disk with partitions";
+    assert!(shown.contains(note), "{shown}");
+}
