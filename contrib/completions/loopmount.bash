@@ -23,7 +23,7 @@ _loopmount() {
 
     case "${cmd}" in
         loopmount)
-            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --via --layer --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
+            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --via --layer --references --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -50,6 +50,10 @@ _loopmount() {
                     return 0
                     ;;
                 --layer)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --references)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

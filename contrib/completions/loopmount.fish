@@ -7,6 +7,7 @@ loop\t'A loop device (over a FUSE file when the image must be decoded), the kern
 fuse\t'The file system read in our own process'"
 complete -c loopmount -s o -d 'Options for the file system, as after mount -o' -r
 complete -c loopmount -l layer -d 'Use this layer (repeat for more); raw ends probing' -r
+complete -c loopmount -l references -d 'Let the image refer to files in DIR too, not only in its own folder (repeat for more)' -r -F
 complete -c loopmount -l cache-size -d 'Memory for decoded blocks and decoders (64M, 1G)' -r
 complete -c loopmount -l cache-limit -d 'Most disk space for what is kept for the next mount, 0 for none [default: 10G]' -r
 complete -c loopmount -l temp-dir -d 'Folder for temporary files [default: $TMPDIR or /var/tmp]' -r -F

@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{BlockCache, Pool};
+use crate::references::References;
+use crate::secret::{NoSecrets, Secrets};
 use crate::store::{Place, Store};
 use crate::{Error, Kind, Result};
 
@@ -40,6 +42,10 @@ pub struct Cx {
     pub verify: bool,
     /// Waits end with `TimedOut` after this long without progress.
     pub no_progress: Duration,
+    /// Which files the image may refer to.
+    pub references: References,
+    /// Whom to ask for passphrases.
+    pub secrets: Arc<dyn Secrets>,
 }
 
 impl Cx {
@@ -63,6 +69,8 @@ impl Cx {
             temp_limit: u64::MAX,
             verify: false,
             no_progress: NO_PROGRESS_LIMIT,
+            references: References::none(),
+            secrets: Arc::new(NoSecrets),
         }
     }
 }

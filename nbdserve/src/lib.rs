@@ -21,6 +21,8 @@ pub mod plan;
 pub mod prefetch;
 pub mod proto;
 mod range;
+pub mod references;
+pub mod secret;
 pub mod server;
 pub mod size;
 pub mod source;

@@ -92,6 +92,10 @@ pub struct Cli {
     #[arg(long = "layer", value_name = "NAME[:ARGS]", value_parser = parse_layer)]
     pub layers: Vec<LayerSpec>,
 
+    /// Let the image refer to files in DIR too, not only in its own folder (repeat for more)
+    #[arg(long, value_name = "DIR")]
+    pub references: Vec<PathBuf>,
+
     /// Memory for decoded blocks and decoders (64M, 1G)
     #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
     pub cache_size: Option<u64>,

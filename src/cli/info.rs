@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nbdserve::layer::split::look;
 use nbdserve::plan::{self, Info, Pick, Purpose, Resolved};
+use nbdserve::references::References;
 use nbdserve::source::OpenMode;
 use nbdserve::source::split::{self, Joined};
 use nbdserve::{Cx, Error, Kind, Result};
@@ -17,7 +18,7 @@ use crate::unit::looks_like_root;
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     let terminal = Arc::new(Terminal::new());
     let cx = cli.cx(&terminal);
-    let resolved = open(cli, image, &cx);
+    let resolved = open(cli, image, cx.clone());
     // Nothing is decoded for a volume that is not read any more.
     cx.cancel.cancel();
     terminal.clear();
@@ -25,27 +26,28 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
 }
 
 /// Opens the image in this process: all of it, with -P the partition.
-pub(super) fn open(cli: &Cli, image: &Path, cx: &Cx) -> Result<Resolved> {
+pub(super) fn open(cli: &Cli, image: &Path, mut cx: Cx) -> Result<Resolved> {
     let look = look(&cli.layers)?;
     let (source, name) = match cli.remote(image)? {
         Some(remote) => {
-            let source = remote.open(look, cli.cache_bytes(), cx)?;
+            let source = remote.open(look, cli.cache_bytes(), &cx)?;
             (source, remote.shown())
         }
         None => {
+            cx.references = References::of(image, &cli.references)?;
             let files = split::open(image, look, OpenMode::ReadOnly)?;
             (Joined::volume(files)?, image.to_string_lossy().into_owned())
         }
     };
     match &cli.partition {
-        None => plan::inspect(source, &name, &cli.layers, cx),
+        None => plan::inspect(source, &name, &cli.layers, &cx),
         Some(partition) => {
             let request = plan::Request {
                 layers: cli.layers.clone(),
                 pick: Pick::Partition(partition.clone()),
                 purpose: Purpose::Bytes,
             };
-            plan::resolve(source, &name, &request, &looks_like_root, cx)
+            plan::resolve(source, &name, &request, &looks_like_root, &cx)
         }
     }
 }

@@ -223,6 +223,12 @@ impl Cli {
         cx
     }
 
+    /// The folders that the image may refer to, as the server will find them.
+    fn references(&self) -> Vec<PathBuf> {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        self.references.iter().map(absolute).collect()
+    }
+
     /// The cache on disk.
     pub(super) fn disk_cache(&self) -> DiskCache {
         DiskCache::of_user(self.cache_limit.unwrap_or(DEFAULT_LIMIT))
@@ -270,6 +276,7 @@ impl Cli {
             private,
             verbosity: self.verbose,
             prefetch: self.prefetch,
+            references: self.references(),
         }
     }
 }

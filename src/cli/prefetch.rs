@@ -27,7 +27,8 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
     let terminal = Arc::new(Terminal::new());
     let cx = cli.cx(&terminal);
     let signal = watch_signals(&cx.cancel)?;
-    let result = info::open(cli, image, &cx).and_then(|resolved| read(&resolved, &cx, &terminal));
+    let result =
+        info::open(cli, image, cx.clone()).and_then(|resolved| read(&resolved, &cx, &terminal));
     terminal.clear();
     let stopped = u8::try_from(signal.load(Ordering::Acquire)).unwrap_or(0);
     match result {

@@ -55,6 +55,9 @@ pub struct Request {
     /// Read all of it once, in the background.
     #[serde(default)]
     pub prefetch: bool,
+    /// Folders that the image may refer to, beside its own; absolute.
+    #[serde(default)]
+    pub references: Vec<PathBuf>,
 }
 
 impl Request {

@@ -19,6 +19,7 @@ use nbdserve::cx::Pass;
 use nbdserve::layer::split;
 use nbdserve::plan::{self, Resolved};
 use nbdserve::prefetch::Prefetch;
+use nbdserve::references::References;
 use nbdserve::source::OpenMode;
 use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
 
@@ -106,7 +107,7 @@ impl Server {
         let observer = Arc::new(Reporter::new(Arc::clone(&self.channel)));
         let cx = context(&request, &observer);
         let backing = (!request.write).then(|| image.regular_file()).flatten();
-        let resolved = open(&request, image, &cx)?;
+        let resolved = open(&request, image, cx.clone())?;
         let prefetch = request
             .prefetch
             .then(|| Arc::new(Prefetch::new(&resolved.volume)));
@@ -303,7 +304,7 @@ fn context(request: &Request, observer: &Arc<Reporter>) -> Cx {
 }
 
 /// Opens the layers of an image.
-fn open(request: &Request, image: Image, cx: &Cx) -> Result<Resolved> {
+fn open(request: &Request, image: Image, mut cx: Cx) -> Result<Resolved> {
     let name = request.image.to_string_lossy();
     let source = match image {
         Image::Files(fds) => {
@@ -312,10 +313,11 @@ fn open(request: &Request, image: Image, cx: &Cx) -> Result<Resolved> {
             } else {
                 OpenMode::ReadOnly
             };
+            cx.references = References::of(&request.image, &request.references)?;
             open_files(fds, &name, mode)?
         }
         Image::Remote(remote) => {
-            remote.open(split::look(&request.layers)?, request.cache_bytes, cx)?
+            remote.open(split::look(&request.layers)?, request.cache_bytes, &cx)?
         }
     };
     let resolved = plan::resolve(
@@ -323,7 +325,7 @@ fn open(request: &Request, image: Image, cx: &Cx) -> Result<Resolved> {
         &name,
         &request.wanted(),
         &crate::unit::looks_like_root,
-        cx,
+        &cx,
     )?;
     if request.write && resolved.volume.writer().is_none() {
         // The innermost to blame: what is above it only passes writes on.
