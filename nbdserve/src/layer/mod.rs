@@ -13,7 +13,9 @@ mod input;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
+mod mapped;
 pub mod offset;
+mod pages;
 pub mod partition;
 mod scan;
 pub mod simg;
@@ -22,7 +24,10 @@ pub mod split;
 mod tail;
 pub mod tar;
 mod twins;
+pub mod vdi;
+pub mod vhd;
 mod window;
+mod winpath;
 pub mod xz;
 pub mod zip;
 pub mod zstd;
@@ -43,6 +48,8 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &vdi::VDI,
+    &vhd::VHD,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
