@@ -17,6 +17,7 @@ mod mapped;
 pub mod offset;
 mod pages;
 pub mod partition;
+pub mod qcow2;
 mod scan;
 pub mod simg;
 mod spans;
@@ -50,6 +51,7 @@ pub static LAYERS: &[&LayerType] = &[
     &simg::SIMG,
     &vdi::VDI,
     &vhd::VHD,
+    &qcow2::QCOW2,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
