@@ -13,7 +13,9 @@ mod input;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
+mod mapped;
 pub mod offset;
+mod pages;
 pub mod partition;
 pub mod qcow2;
 mod scan;
@@ -23,7 +25,10 @@ pub mod split;
 mod tail;
 pub mod tar;
 mod twins;
+pub mod vdi;
+pub mod vhd;
 mod window;
+mod winpath;
 pub mod xz;
 pub mod zip;
 pub mod zstd;
@@ -44,6 +49,8 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &vdi::VDI,
+    &vhd::VHD,
     &qcow2::QCOW2,
     &split::SPLIT,
     &offset::OFFSET,
