@@ -206,7 +206,7 @@ fn unknown_features_are_refused_by_the_name_that_the_image_gives() {
 #[test]
 fn encryption_is_refused_by_its_name() {
     check(Kind::Unsupported, "AES", |file| put32(file, 32, 1));
-    check(Kind::Unsupported, "LUKS", |file| put32(file, 32, 2));
+    check(Kind::Corrupt, "LUKS", |file| put32(file, 32, 2));
     check(Kind::Unsupported, "method 3", |file| put32(file, 32, 3));
     let folder = Folder::new();
     folder.img(&[

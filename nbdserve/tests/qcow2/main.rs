@@ -4,6 +4,7 @@
 
 mod chain;
 mod counts;
+mod encrypted;
 mod forge;
 mod good;
 mod images;
