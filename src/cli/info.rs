@@ -17,7 +17,7 @@ use crate::unit::looks_like_root;
 /// Prints what the image is, as text or as JSON; with -P what that partition holds.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     let terminal = Arc::new(Terminal::new());
-    let cx = cli.cx(&terminal);
+    let cx = cli.cx(&terminal)?;
     let resolved = open(cli, image, cx.clone());
     // Nothing is decoded for a volume that is not read any more.
     cx.cancel.cancel();

@@ -10,6 +10,7 @@ mod decoded;
 mod deflate;
 pub mod gzip;
 mod input;
+pub mod luks;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
@@ -52,6 +53,7 @@ pub static LAYERS: &[&LayerType] = &[
     &vdi::VDI,
     &vhd::VHD,
     &qcow2::QCOW2,
+    &luks::LUKS,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
