@@ -308,7 +308,7 @@ impl<'a> Walk<'a> {
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
         // The spec may name an entry by now. What was encrypted is not kept as it is decrypted.
-        self.cx.place = match layer.name == LUKS.name {
+        self.cx.place = match layer.name == LUKS.name || !volume.may_be_kept() {
             true => None,
             false => inside(&spec.to_string()),
         };
