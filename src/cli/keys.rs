@@ -33,6 +33,11 @@ pub struct KeyArgs {
 }
 
 impl KeyArgs {
+    /// Whether there are any.
+    pub(super) fn is_given(&self) -> bool {
+        !self.key_file.is_empty() || self.key_fd.is_some()
+    }
+
     /// Opens them. To be called before anything else is opened; `terminal` is asked where there are
     /// none.
     ///
