@@ -10,6 +10,7 @@ mod decoded;
 mod deflate;
 pub mod gzip;
 mod input;
+pub mod luks;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
@@ -43,6 +44,7 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &luks::LUKS,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,

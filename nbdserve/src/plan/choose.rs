@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use super::fs::{self, Class, FsInfo};
 use super::resolve::{LooksLikeRoot, read_head};
 use crate::error::escape;
+use crate::layer::luks::LUKS;
 use crate::layer::partition::{Partition, Table, open_partition};
 use crate::size::format_size;
 use crate::{Error, Kind, Result, Volume};
@@ -138,7 +139,8 @@ impl Partitions {
 
     /// The partition that holds the root file system, or the only one that holds any: by GPT type,
     /// this architecture's before others'; the only file system beside the one that firmware boots
-    /// from; the only one whose top level looks like a root, or may when the others do not.
+    /// from; the only one whose top level looks like a root, or may when the others do not. What is
+    /// encrypted may be anything, so it is meant when nothing beside it looks like a root.
     ///
     /// # Errors
     /// `Corrupt` when the table is damaged, `NotThisFormat` when it cannot be told; the message
@@ -205,12 +207,13 @@ impl Partitions {
         }
     }
 
-    /// The partitions with a file system; that of the firmware only when there is no other.
+    /// The partitions with a file system, or what may have one in it; that of the firmware only when
+    /// there is no other.
     fn file_systems(&self) -> Result<Vec<usize>> {
         let mut found = Vec::new();
         for (index, _) in self.numbered() {
             let content = self.content(index)?;
-            if content.is_some_and(|info| info.class == Class::FileSystem) {
+            if content.is_some_and(|info| info.class == Class::FileSystem || is_encrypted(info)) {
                 found.push(index);
             }
         }
@@ -232,6 +235,9 @@ impl Partitions {
         // Without owners and links there is no root of a system.
         if matches!(info.name.as_str(), "vfat" | "exfat") {
             return Ok(Some(false));
+        }
+        if is_encrypted(info) {
+            return Ok(None);
         }
         Ok(looks_like_root(&self.open(entry)?, info))
     }
@@ -271,6 +277,11 @@ impl Partitions {
             _ => items.join(", "),
         })
     }
+}
+
+/// Whether only a key shows what it is.
+fn is_encrypted(info: &FsInfo) -> bool {
+    info.name == LUKS.name
 }
 
 /// Whether `name` is `value`, with one of the tags of mount(8) before it or without any.

@@ -4,6 +4,7 @@ use super::choose::Partitions;
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
 use super::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
+use crate::layer::luks::LUKS;
 use crate::layer::partition::{PARTITION, Table, read_table};
 use crate::layer::split::SPLIT;
 use crate::layer::{Confidence, LAYERS, LayerType, Sample, Verdict, offset};
@@ -332,8 +333,11 @@ impl<'a> Walk<'a> {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
-        // The spec may name an entry by now.
-        self.cx.place = inside(&spec.to_string());
+        // The spec may name an entry by now. What was encrypted is not kept as it is decrypted.
+        self.cx.place = match layer.name == LUKS.name {
+            true => None,
+            false => inside(&spec.to_string()),
+        };
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
