@@ -3,7 +3,7 @@
 use super::choose::Partitions;
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
-use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+use super::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
 use crate::layer::luks::LUKS;
 use crate::layer::partition::{PARTITION, Table, read_table};
 use crate::layer::split::SPLIT;
@@ -74,6 +74,18 @@ pub fn resolve(
     looks_like_root: LooksLikeRoot<'_>,
     cx: &Cx,
 ) -> Result<Resolved> {
+    resolve_to(source, name, request, looks_like_root, false, cx)
+}
+
+/// `locks`: a layer whose key is missing is no error but the end of the way.
+fn resolve_to(
+    source: Volume,
+    name: &str,
+    request: &Request,
+    looks_like_root: LooksLikeRoot<'_>,
+    locks: bool,
+    cx: &Cx,
+) -> Result<Resolved> {
     let mut walk = Walk::new(source, name, cx);
     let mut raw = false;
     let mut layers = &request.layers[..];
@@ -96,7 +108,20 @@ pub fn resolve(
     let mut pick = request.pick.clone();
     loop {
         match walk.look(&pick, raw)? {
-            Found::Layer(spec, evidence) => walk.enter(spec, evidence, Vec::new())?,
+            Found::Layer(spec, evidence) => {
+                let layer = spec.name().to_owned();
+                match walk.enter(spec, evidence.clone(), Vec::new()) {
+                    Err(error) if locks && error.kind() == Kind::Secret => {
+                        let why = error.to_string();
+                        return walk.finish(Content::Locked(Locked {
+                            layer,
+                            evidence,
+                            why,
+                        }));
+                    }
+                    other => other?,
+                }
+            }
             Found::Table(evidence) => {
                 let table = read_table(&walk.volume, None).map_err(|error| walk.named(error))?;
                 if let Some(partition) = walk.choose(table, &pick, looks_like_root)? {
@@ -124,7 +149,8 @@ pub fn resolve(
 }
 
 /// As [`resolve()`] for the bytes of the whole disk, with the contents of all partitions. Where a
-/// jump costs the decoding of the whole image only what is known anyway is told.
+/// jump costs the decoding of the whole image only what is known anyway is told. A layer that was
+/// found and whose key is missing is told of as [`Content::Locked`].
 ///
 /// # Errors
 /// As [`resolve()`].
@@ -134,7 +160,7 @@ pub fn inspect(source: Volume, name: &str, layers: &[LayerSpec], cx: &Cx) -> Res
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
     };
-    resolve(source, name, &request, &|_, _| None, cx)
+    resolve_to(source, name, &request, &|_, _| None, true, cx)
 }
 
 /// Whether nothing of an image has to be decoded, as far as its first and last bytes and the layers
@@ -417,7 +443,9 @@ impl<'a> Walk<'a> {
                 format!("{what} is {info}, which is no file system"),
             )
             .hint("--fuse shows it as a file")),
-            (Content::Disk | Content::Bytes, _) => Err(self.nothing_known(as_bytes)),
+            (Content::Disk | Content::Bytes | Content::Locked(_), _) => {
+                Err(self.nothing_known(as_bytes))
+            }
         }
     }
 
@@ -442,7 +470,9 @@ impl<'a> Walk<'a> {
         let (what, wanted) = (self.what(), crate::error::escape(wanted));
         let found = match content {
             Content::FileSystem(info) | Content::Other(info) => format!("it is {info}"),
-            Content::Disk | Content::Bytes => "it is nothing we know".to_owned(),
+            Content::Disk | Content::Bytes | Content::Locked(_) => {
+                "it is nothing we know".to_owned()
+            }
         };
         let what = format!("{what} has no partition table to find \"{wanted}\" in: {found}");
         Error::new(Kind::NotThisFormat, what)
