@@ -10,15 +10,19 @@ mod decoded;
 mod deflate;
 pub mod gzip;
 mod input;
+pub mod lvm;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
 pub mod offset;
 pub mod partition;
+pub(crate) mod parts;
+pub mod raid;
 mod scan;
 pub mod simg;
 mod spans;
 pub mod split;
+mod striped;
 mod tail;
 pub mod tar;
 mod twins;
@@ -43,6 +47,8 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &lvm::LVM,
+    &raid::RAID,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
