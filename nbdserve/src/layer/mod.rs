@@ -26,6 +26,8 @@ pub mod tar;
 mod twins;
 pub mod vdi;
 pub mod vhd;
+pub mod vhdx;
+pub mod vmdk;
 mod window;
 mod winpath;
 pub mod xz;
@@ -48,8 +50,10 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &vmdk::VMDK,
     &vdi::VDI,
     &vhd::VHD,
+    &vhdx::VHDX,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,
