@@ -113,8 +113,8 @@ pub(super) fn header(bytes: &[u8], at: u64) -> Result<Header> {
 /// The newer of two headers; either may be damaged.
 ///
 /// # Errors
-/// What is wrong with the first when neither can be used, `Corrupt` when it cannot be told which one
-/// is newer.
+/// `Unsupported` when either is of another version; what is wrong with the first when neither can be
+/// used; `Corrupt` when it cannot be told which one is newer.
 pub(super) fn newer(first: Result<Header>, second: Result<Header>) -> Result<Header> {
     match (first, second) {
         (Ok(first), Ok(second)) if first.sequence == second.sequence && first != second => {
@@ -123,14 +123,9 @@ pub(super) fn newer(first: Result<Header>, second: Result<Header>) -> Result<Hea
             Err(corrupt(what))
         }
         (Ok(first), Ok(second)) if second.sequence > first.sequence => Ok(second),
+        // One of another version is not damaged: whoever wrote it meant it.
+        (Err(error), _) | (_, Err(error)) if error.kind() == Kind::Unsupported => Err(error),
         (Ok(first), _) => Ok(first),
-        (Err(first), Err(second)) if first.kind() != second.kind() => {
-            // One of another version says more than one that is damaged.
-            Err(match first.kind() {
-                Kind::Unsupported => first,
-                _ => second,
-            })
-        }
         (Err(first), second) => second.map_err(|_| first),
     }
 }
@@ -210,5 +205,7 @@ mod tests {
         assert_eq!(newer(bad(), bad()).unwrap_err().kind(), Kind::Corrupt);
         assert_eq!(newer(bad(), old()).unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(newer(old(), bad()).unwrap_err().kind(), Kind::Unsupported);
+        let either = [newer(old(), Ok(of(1, 0))), newer(Ok(of(9, 0)), old())];
+        assert!(either.into_iter().all(|found| found.is_err()));
     }
 }
