@@ -15,6 +15,7 @@ pub mod lzip;
 pub mod lzma;
 pub mod offset;
 pub mod partition;
+pub mod qcow2;
 mod scan;
 pub mod simg;
 mod spans;
@@ -43,6 +44,7 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &qcow2::QCOW2,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,

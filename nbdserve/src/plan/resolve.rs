@@ -308,9 +308,11 @@ impl<'a> Walk<'a> {
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
         // The spec may name an entry by now.
         self.cx.place = inside(&spec.to_string());
+        let volume_notes = volume.notes();
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
+        notes.extend(volume_notes);
         self.steps.push(Step {
             layer: spec,
             evidence,
