@@ -2,5 +2,8 @@
 //! field.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod consistency;
+mod crash;
 mod good;
 mod images;
+mod write;
