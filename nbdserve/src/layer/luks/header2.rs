@@ -40,7 +40,9 @@ pub(super) fn fixed(bytes: &[u8], offset: u64) -> Result<Fixed> {
     }
     if bytes.len() < FIXED {
         let len = bytes.len();
-        return Err(corrupt(format!("the header ends after {len} of {FIXED} bytes")));
+        return Err(corrupt(format!(
+            "the header ends after {len} of {FIXED} bytes"
+        )));
     }
     // All fields are within FIXED bytes.
     let version = array(bytes, 6).map_or(0, u16::from_be_bytes);
@@ -51,7 +53,9 @@ pub(super) fn fixed(bytes: &[u8], offset: u64) -> Result<Fixed> {
     let long = |at| array(bytes, at).map_or(0, u64::from_be_bytes);
     let (hdr_size, hdr_offset) = (long(8), long(256));
     if !PLACES.contains(&hdr_size) {
-        return Err(corrupt(format!("a header of {hdr_size} bytes, a length that none has")));
+        return Err(corrupt(format!(
+            "a header of {hdr_size} bytes, a length that none has"
+        )));
     }
     if hdr_offset != offset {
         let what = format!("the header at {offset} says that it is at {hdr_offset}");
@@ -90,7 +94,10 @@ pub(super) fn metadata<'a>(fixed: &Fixed, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let after = bytes.get(behind..).ok_or_else(short)?;
     let found = fixed.checksum.of(&[before, &[0; CHECKSUM_LEN], after]);
     if !has(bytes, CHECKSUM_AT, &found) {
-        let what = format!("the {} checksum of the header does not match", fixed.checksum.name());
+        let what = format!(
+            "the {} checksum of the header does not match",
+            fixed.checksum.name()
+        );
         return Err(Error::new(Kind::Corrupt, what));
     }
     let json = bytes.get(FIXED..).ok_or_else(short)?;
@@ -102,4 +109,28 @@ pub(super) fn both_damaged(first: &Error, second: &Error) -> Error {
     let (first, second) = (escape(&first.to_string()), escape(&second.to_string()));
     let what = format!("both headers are damaged; the first: {first}; the second: {second}");
     Error::new(Kind::Corrupt, what)
+}
+
+/// Makes the checksum of a header at `offset` match, if there is one. For tests.
+#[cfg(feature = "testing")]
+pub(super) fn mend(image: &mut [u8], offset: u64) {
+    let Ok(start) = usize::try_from(offset) else {
+        return;
+    };
+    let Some(bytes) = image.get_mut(start..) else {
+        return;
+    };
+    let Ok(fixed) = fixed(bytes, offset) else {
+        return;
+    };
+    let len = usize::try_from(fixed.hdr_size).unwrap_or(usize::MAX);
+    let Some(bytes) = bytes.get_mut(..len) else {
+        return;
+    };
+    let (before, rest) = bytes.split_at_mut(CHECKSUM_AT);
+    let (checksum, after) = rest.split_at_mut(CHECKSUM_LEN);
+    let found = fixed.checksum.of(&[before, &[0; CHECKSUM_LEN], after]);
+    for (byte, new) in checksum.iter_mut().zip(found.iter()) {
+        *byte = *new;
+    }
 }

@@ -6,6 +6,8 @@
 
 mod cipher;
 mod device;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzzing;
 mod hash;
 mod header;
 mod header1;
@@ -171,11 +173,14 @@ fn data_range(header: &Header, have: u64, detached: bool) -> Result<ByteRange> {
             "the data begin at {start}, within the header and its keyslots of {end} bytes: it is \
              the detached header of another image"
         );
-        return Err(Error::new(Kind::Corrupt, what)
-            .hint("--layer luks:header=FILE IMAGE opens an image with a header that is elsewhere"));
+        return Err(Error::new(Kind::Corrupt, what).hint(
+            "--layer luks:header=FILE IMAGE opens an image with a header that is elsewhere",
+        ));
     }
     if start > have {
-        return corrupt(format!("the data begin at {start}, beyond its {have} bytes"));
+        return corrupt(format!(
+            "the data begin at {start}, beyond its {have} bytes"
+        ));
     }
     let sector = u64::from(header.segment.sector);
     let rest = have.saturating_sub(start);

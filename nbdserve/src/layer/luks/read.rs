@@ -25,7 +25,9 @@ pub(super) fn header_in(head: &[u8]) -> Result<Header> {
         return header1::parse(head);
     }
     let read = |offset: u64, len: usize| {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(head.len());
         let end = start.saturating_add(len).min(head.len());
         Ok(head.get(start..end).unwrap_or_default().to_vec())
     };
@@ -47,13 +49,14 @@ type Read<'a> = &'a dyn Fn(u64, usize) -> Result<Vec<u8>>;
 /// One of two headers: how young it is, and what it says.
 struct Candidate {
     seqid: u64,
+    hdr_size: u64,
     header: Result<Header>,
 }
 
 fn version2(head: &[u8], read: Read<'_>) -> Result<Header> {
     let first = candidate(head, 0, read)?;
-    // The second one is as far from the first as that is long, if it can still tell.
-    let told = header2::fixed(head, 0).map(|fixed| fixed.hdr_size);
+    // The second one is as far from the first as that is long, if it can be believed.
+    let told = first.as_ref().map(|first| first.hdr_size);
     let mut second = None;
     for place in header2::PLACES {
         if told.as_ref().is_ok_and(|told| *told != place) {
@@ -85,9 +88,10 @@ fn version2(head: &[u8], read: Read<'_>) -> Result<Header> {
             noted(second.header, what)
         }
         (Ok(first), Ok(_)) => first.header,
-        (Ok(first), Err(error)) => {
-            noted(first.header, format!("the second header is damaged: {error}"))
-        }
+        (Ok(first), Err(error)) => noted(
+            first.header,
+            format!("the second header is damaged: {error}"),
+        ),
         (Err(error), Ok(second)) => {
             let what = format!("the second header is used, the first is damaged: {error}");
             noted(second.header, what)
@@ -113,6 +117,7 @@ fn candidate(fixed: &[u8], offset: u64, read: Read<'_>) -> Result<Result<Candida
     };
     Ok(Ok(Candidate {
         seqid: fixed.seqid,
+        hdr_size: fixed.hdr_size,
         header: metadata::header(fixed, json),
     }))
 }

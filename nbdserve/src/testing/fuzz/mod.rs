@@ -6,6 +6,7 @@
 //! was opened is read, read again, and held against its own extents.
 
 mod gzip;
+mod luks;
 mod lz4;
 mod mend;
 mod nbd;
@@ -126,6 +127,18 @@ pub static TARGETS: &[Target] = &[
         run: simg::open,
     },
     Target {
+        name: "luks1_header",
+        run: luks::header1,
+    },
+    Target {
+        name: "luks2_header",
+        run: luks::header2,
+    },
+    Target {
+        name: "luks_open",
+        run: luks::open,
+    },
+    Target {
         name: "gpt",
         run: partition::gpt,
     },
@@ -145,6 +158,7 @@ pub static TARGETS: &[Target] = &[
 
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
+pub use luks::PASSPHRASE as LUKS_PASSPHRASE;
 
 /// Runs the target called `name`.
 ///
@@ -172,7 +186,12 @@ fn cx() -> Cx {
 pub(crate) fn may_refuse(error: &Error) {
     let expected = matches!(
         error.kind(),
-        Kind::NotThisFormat | Kind::Unsupported | Kind::Corrupt | Kind::Limit | Kind::NoSpace
+        Kind::NotThisFormat
+            | Kind::Unsupported
+            | Kind::Corrupt
+            | Kind::Limit
+            | Kind::NoSpace
+            | Kind::Secret
     );
     assert!(expected, "{error:?}");
     let report = error.report().to_string();
