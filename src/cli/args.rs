@@ -94,7 +94,7 @@ pub struct Cli {
     pub layers: Vec<LayerSpec>,
 
     /// Let the image refer to files in DIR too, not only in its own folder (repeat for more)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub references: Vec<PathBuf>,
 
     #[command(flatten)]
@@ -106,11 +106,11 @@ pub struct Cli {
     pub cache_size: Option<u64>,
 
     /// Most disk space for what is kept for the next mount, 0 for none [default: 10G]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg, hide_short_help = true)]
     pub cache_limit: Option<u64>,
 
     /// Folder for temporary files [default: $TMPDIR or /var/tmp]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub temp_dir: Option<PathBuf>,
 
     /// For an http image: a header field for its host
@@ -118,7 +118,7 @@ pub struct Cli {
     pub headers: Vec<(String, String)>,
 
     /// For an https image: trust the certificates in FILE (PEM) in place of the system's
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub ca: Option<PathBuf>,
 
     /// For an http image: fetch it whole first

@@ -285,7 +285,11 @@ impl Cli {
             show: self.show(),
             via: self.via,
             write: self.write,
-            layers: self.layers.clone(),
+            layers: self
+                .layers
+                .iter()
+                .map(|spec| spec.clone().with_absolute_paths())
+                .collect(),
             partition: self.partition.clone(),
             mount_options: self.options.clone(),
             cache_bytes: self.cache_bytes(),

@@ -339,7 +339,7 @@ fn open(request: &Request, image: Image, mut cx: Cx) -> Result<Resolved> {
             Kind::ReadOnly,
             format!("the layer {layer} cannot be written to"),
         )
-        .hint("leave -w away to read it"));
+        .hint("leave -w away to read it, or take --cow: writes go beside the image then"));
     }
     Ok(resolved)
 }

@@ -202,7 +202,6 @@ fn data_range(header: &Header, have: u64, detached: bool) -> Result<ByteRange> {
 ///
 /// # Errors
 /// As opening the layer: `Secret`, `Corrupt`, `Unsupported`, `Limit`.
-#[allow(dead_code, reason = "for qcow2")]
 pub(crate) fn embedded(header: &Volume, question: &str, cx: &Cx) -> Result<Arc<SectorCipher>> {
     let parsed = read::header(header)?;
     let key = unlock::unlock(header, &parsed, None, question, &Bounds::USUAL, cx)?;
