@@ -810,7 +810,9 @@ fn luks_files() -> Vec<Vec<u8>> {
         let mut command = tools::command("cryptsetup");
         command.args(["luksFormat", "--batch-mode"]).args(args);
         tools::run_command(command.arg("--key-file").arg(&key).arg(&file));
-        fs::read(&file).unwrap()
+        let image = fs::read(&file).unwrap();
+        fuzz::assert_luks_opens(&image);
+        image
     };
     let one = ["--type=luks1", "--pbkdf-force-iterations=1000"];
     let two = [

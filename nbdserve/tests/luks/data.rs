@@ -10,17 +10,17 @@ use crate::images::{Dir, HEAD, PASS, cx, open, open_with};
 
 const MIB: usize = 1 << 20;
 const DATA: usize = 64 << 10;
+const SUITE: usize = 256 << 10;
 
 /// What qemu-img makes: cipher, mode, initialisation vectors, hash. It takes seconds for each.
-const QEMU: [(&str, &str, &str, &str); 3] = [
-    ("aes-256", "xts", "ivgen-alg=plain64", "hash-alg=sha256"),
+const QEMU: [(&str, &str, &str, &str); 2] = [
+    ("aes-256", "xts", "ivgen-alg=plain64", "hash-alg=sha512"),
     (
         "aes-256",
         "cbc",
         "ivgen-alg=essiv,ivgen-hash-alg=sha256",
         "hash-alg=sha1",
     ),
-    ("aes-128", "cbc", "ivgen-alg=plain", "hash-alg=sha512"),
 ];
 
 #[test]
@@ -58,19 +58,11 @@ fn written(header: Vec<u8>, plain: &[u8]) -> Vec<u8> {
 #[test]
 fn the_suite_holds() {
     let dir = Dir::new();
-    let plain = disk_like(MIB, 5);
+    let plain = disk_like(SUITE, 5);
     let cbc = ["--cipher=aes-cbc-essiv:sha256", "--key-size=256"];
     for (header, block) in [
-        (dir.luks1(MIB, &cbc), 512),
-        (dir.luks2(MIB, &["--sector-size=4096"]), 4096),
-        (
-            dir.luks2(MIB, &["--sector-size=512", "--key-size=256"]),
-            512,
-        ),
-        (
-            dir.luks2(MIB, &["--sector-size=2048", cbc[0], cbc[1]]),
-            2048,
-        ),
+        (dir.luks1(SUITE, &cbc), 512),
+        (dir.luks2(SUITE, &["--sector-size=4096"]), 4096),
     ] {
         let image = written(header, &plain);
         assert_eq!(open(&image, PASS).unwrap().geometry().min_block, block);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{cx, exercise, may_refuse};
+use crate::Cx;
 use crate::layer::luks::fuzzing;
 use crate::secret::{OneSecret, Secret};
 use crate::source::Memory;
@@ -24,18 +25,29 @@ pub(super) fn header2(data: &[u8]) {
     }
 }
 
+/// Checks that a seed leads behind its keyslots.
+///
+/// # Panics
+/// When it does not open.
+pub fn assert_opens(data: &[u8]) {
+    let opened = fuzzing::open(&Memory::volume(data.to_vec()), &with_key());
+    assert!(opened.is_ok(), "{:?}", opened.err());
+}
+
+fn with_key() -> Cx {
+    let mut cx = cx();
+    cx.secrets = Arc::new(OneSecret(Secret::new(PASSPHRASE.to_vec())));
+    cx
+}
+
 /// A file as it is, and with checksums that match.
 pub(super) fn open(data: &[u8]) {
     let mut mended = data.to_vec();
     fuzzing::mend(&mut mended);
-    let mut cx = cx();
-    cx.secrets = Arc::new(OneSecret(Secret::new(PASSPHRASE.to_vec())));
-    let whole = if mended == data {
-        None
-    } else {
-        Some(data.to_vec())
-    };
-    for file in whole.into_iter().chain([mended]) {
+    let cx = with_key();
+    let same = mended == data;
+    let as_it_is = (!same).then(|| data.to_vec());
+    for file in as_it_is.into_iter().chain([mended]) {
         match fuzzing::open(&Memory::volume(file), &cx) {
             Ok(volume) => exercise(&volume),
             Err(error) => may_refuse(&error),

@@ -182,7 +182,7 @@ pub static TARGETS: &[Target] = &[
 pub use disks::VHDX_PARTS;
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
-pub use luks::PASSPHRASE as LUKS_PASSPHRASE;
+pub use luks::{PASSPHRASE as LUKS_PASSPHRASE, assert_opens as assert_luks_opens};
 
 /// Runs the target called `name`.
 ///
