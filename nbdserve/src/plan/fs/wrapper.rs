@@ -7,8 +7,6 @@ use crate::layer::Sample;
 /// Name, position and bytes of those that a magic tells.
 const MAGICS: &[(&str, usize, &[u8])] = &[
     // Disk formats.
-    ("qcow2", 0, b"QFI\xfb\0\0\0\x02"),
-    ("qcow2", 0, b"QFI\xfb\0\0\0\x03"),
     ("qcow", 0, b"QFI\xfb\0\0\0\x01"),
     ("parallels", 0, b"WithoutFreeSpace"),
     ("parallels", 0, b"WithouFreSpacExt"),
