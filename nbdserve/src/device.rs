@@ -158,6 +158,11 @@ pub trait Device: Send + Sync + Debug {
         None
     }
 
+    /// What is unusual about it, for `--info`. Texts from the image are escaped.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How its decoded blocks were used; `None` when it has none.
     fn block_stats(&self) -> Option<BlockStats> {
         None

@@ -100,6 +100,12 @@ impl Volume {
         self.inner.device.parts()
     }
 
+    /// What is unusual about it, for `--info`.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.inner.device.notes()
+    }
+
     /// What reading somewhere costs, the layers below apart; `None` for what decodes nothing.
     #[must_use]
     pub fn cost(&self) -> Option<Cost> {

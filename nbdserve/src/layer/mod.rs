@@ -14,8 +14,11 @@ pub mod luks;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
+mod mapped;
 pub mod offset;
+mod pages;
 pub mod partition;
+pub mod qcow2;
 mod scan;
 pub mod simg;
 mod spans;
@@ -23,7 +26,10 @@ pub mod split;
 mod tail;
 pub mod tar;
 mod twins;
+pub mod vdi;
+pub mod vhd;
 mod window;
+mod winpath;
 pub mod xz;
 pub mod zip;
 pub mod zstd;
@@ -45,6 +51,9 @@ pub static LAYERS: &[&LayerType] = &[
     &zip::ZIP,
     &simg::SIMG,
     &luks::LUKS,
+    &vdi::VDI,
+    &vhd::VHD,
+    &qcow2::QCOW2,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,

@@ -338,9 +338,11 @@ impl<'a> Walk<'a> {
             true => None,
             false => inside(&spec.to_string()),
         };
+        let volume_notes = volume.notes();
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
+        notes.extend(volume_notes);
         self.steps.push(Step {
             layer: spec,
             evidence,

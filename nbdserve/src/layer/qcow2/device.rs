@@ -1,0 +1,295 @@
+//! The guest's disk as a device.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::NAME;
+use super::compressed::CompressedClusters;
+use super::header::Header;
+use super::map::{Run, What};
+use super::tables::Tables;
+use crate::cache::{Blocks, Huge};
+use crate::layer::scan::{narrow, wide};
+use crate::stats::BlockStats;
+use crate::{
+    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Result,
+    Volume,
+};
+
+/// A hint is passed on for so many runs at most.
+const HINTS: usize = 64;
+
+/// The parts of an image that was opened.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// Its header.
+    pub(super) header: Header,
+    /// The tables of the disk, with the files that clusters are in.
+    pub(super) tables: Tables,
+    /// What is read where nothing is allocated.
+    pub(super) backing: Option<Volume>,
+    /// What is unusual.
+    pub(super) notes: Vec<String>,
+}
+
+/// A qcow2 image.
+#[derive(Debug)]
+pub(super) struct Qcow2 {
+    header: Header,
+    tables: Arc<Tables>,
+    backing: Option<Volume>,
+    notes: Vec<String>,
+    /// Compressed clusters.
+    blocks: Blocks,
+    geometry: Geometry,
+    cost: Option<Cost>,
+    /// Where the latest prefetch of compressed clusters ended.
+    ahead: AtomicU64,
+}
+
+impl Qcow2 {
+    /// The image, ready to be read.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub(super) fn new(parts: Parts, cx: &Cx) -> Result<Self> {
+        let Parts {
+            header,
+            tables,
+            backing,
+            notes,
+        } = parts;
+        let tables = Arc::new(tables);
+        let decode = CompressedClusters::new(Arc::clone(&tables), header.compression);
+        let blocks = Blocks::new(NAME, Arc::new(decode), Huge::default(), cx)?;
+        let mut geometry = Geometry::bytes(tables.size());
+        let below = tables.data().volume().geometry();
+        geometry.access = below.access;
+        geometry.preferred_block = geometry.preferred_block.max(below.preferred_block);
+        if let Some(backing) = &backing {
+            geometry.access = geometry.access.max(backing.geometry().access);
+        }
+        let mut cost = None;
+        if tables.any_compressed()? {
+            let access = Access::Block(header.cluster_size());
+            geometry.access = geometry.access.max(access);
+            cost = Some(Cost {
+                access,
+                index: Index::InImage,
+                kept: Keeping::Memory,
+            });
+        }
+        Ok(Self {
+            header,
+            tables,
+            backing,
+            notes,
+            blocks,
+            geometry,
+            cost,
+            ahead: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// Fills `buf` with what the backing file has at `offset`: zeroes where it has ended.
+    fn read_backing(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let Some(backing) = &self.backing else {
+            buf.fill(0);
+            return Ok(());
+        };
+        let here = backing.size().saturating_sub(offset).min(wide(buf.len()));
+        let (now, beyond) = buf.split_at_mut(narrow(here));
+        beyond.fill(0);
+        if now.is_empty() {
+            return Ok(());
+        }
+        backing.read_at(now, offset)
+    }
+
+    fn read_run(&self, run: &Run, buf: &mut [u8]) -> Result<()> {
+        let offset = run.range.start();
+        match run.what {
+            What::Unallocated => self.read_backing(buf, offset),
+            What::Zero { .. } => {
+                buf.fill(0);
+                Ok(())
+            }
+            What::Data(at) => self.tables.data().read_at(buf, at),
+            What::Compressed(number, _) => {
+                let skip = self.tables.shape().within(offset);
+                self.blocks.read(number, skip, buf)
+            }
+        }
+    }
+
+    /// Begins to decode the compressed clusters of this read, and of the next ones when it belongs
+    /// to a stream.
+    fn begin(&self, range: ByteRange) -> Result<()> {
+        let cluster = self.header.cluster_size();
+        let ahead = self.blocks.note_read(range, cluster);
+        let window = self.blocks.window(cluster);
+        let mut begun = 0_u64;
+        for run in self.tables.runs(range) {
+            if let What::Compressed(number, _) = run?.what {
+                if begun > window {
+                    return Ok(());
+                }
+                self.blocks.begin(number);
+                begun = begun.saturating_add(1);
+            }
+        }
+        let end = range
+            .end()
+            .saturating_add(ahead.saturating_mul(cluster))
+            .min(self.tables.size());
+        // Streams that are interleaved take turns here and look again, which is cheap.
+        if ahead > 0 && self.ahead.swap(end, Ordering::Relaxed) != end {
+            self.prefetch(ByteRange::between(range.end(), end), ahead);
+        }
+        Ok(())
+    }
+
+    /// Begins to decode up to `most` compressed clusters of `range`, when there is nothing better to
+    /// do.
+    fn prefetch(&self, range: ByteRange, most: u64) {
+        let mut left = most;
+        // Who reads them will be told what is wrong.
+        for run in self.tables.runs(range).flatten() {
+            if let What::Compressed(number, _) = run.what
+                && left > 0
+            {
+                left = left.saturating_sub(1);
+                self.blocks.prefetch(number);
+            }
+        }
+    }
+}
+
+impl Device for Qcow2 {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let range = ByteRange::between(offset, offset.saturating_add(wide(buf.len())));
+        let mut rest = buf;
+        let mut begun = false;
+        for run in self.tables.runs(range) {
+            let run = run?;
+            if !begun && matches!(run.what, What::Compressed(..)) {
+                begun = true;
+                self.begin(ByteRange::between(run.range.start(), range.end()))?;
+            }
+            let (now, later) = rest.split_at_mut(narrow(run.range.len()).min(rest.len()));
+            self.read_run(&run, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
+        for run in self.tables.runs(range) {
+            let run = run?;
+            let part = run.range;
+            match run.what {
+                What::Zero { allocated: true } => out.push_until(part.end(), ExtentFlags::ZERO),
+                What::Zero { allocated: false } => out.push_until(part.end(), ExtentFlags::HOLE),
+                What::Data(at) => {
+                    let there = ByteRange::between(at, at.saturating_add(part.len()));
+                    self.tables.data().extents(there, part.start(), out)?;
+                    // Behind the end of the file.
+                    out.push_until(part.end(), ExtentFlags::HOLE);
+                }
+                What::Compressed(number, _) => {
+                    let start = self.tables.shape().within(part.start());
+                    let until = start.saturating_add(part.len());
+                    let mut at = start;
+                    while at < until {
+                        let (end, zero) = self.blocks.known(number, at, until);
+                        let flags = match zero {
+                            true => ExtentFlags::ZERO,
+                            false => ExtentFlags::DATA,
+                        };
+                        let end = end.clamp(at.saturating_add(1), until);
+                        let passed = end.saturating_sub(start);
+                        out.push_until(part.start().saturating_add(passed), flags);
+                        at = end;
+                    }
+                }
+                What::Unallocated => {
+                    if let Some(backing) = &self.backing {
+                        let there = part.intersect(ByteRange::between(0, backing.size()));
+                        backing.extents_placed(there, there.start(), out)?;
+                    }
+                    out.push_until(part.end(), ExtentFlags::HOLE);
+                }
+            }
+            if out.is_full() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn will_need(&self, range: ByteRange) {
+        let window = self.blocks.window(self.header.cluster_size());
+        let mut left = window;
+        for run in self.tables.runs(range).flatten().take(HINTS) {
+            match run.what {
+                What::Data(at) => {
+                    let there = ByteRange::between(at, at.saturating_add(run.range.len()));
+                    self.tables.data().volume().will_need(there);
+                }
+                What::Compressed(number, _) if left > 0 => {
+                    left = left.saturating_sub(1);
+                    self.blocks.prefetch(number);
+                }
+                What::Unallocated => {
+                    if let Some(backing) = &self.backing {
+                        backing.will_need(run.range);
+                    }
+                }
+                What::Compressed(..) | What::Zero { .. } => {}
+            }
+        }
+    }
+
+    fn stored(&self, range: ByteRange) -> Option<u64> {
+        let file = self.tables.data();
+        let all = ByteRange::between(0, file.size());
+        let all = file.volume().stored(all).unwrap_or(file.size());
+        let (known, unknown) = self.tables.stored(range);
+        let backing = self.backing.as_ref();
+        let backing = backing.and_then(|backing| backing.stored(range));
+        let sum = known.saturating_add(unknown.min(all));
+        Some(sum.saturating_add(backing.unwrap_or(0)).min(range.len()))
+    }
+
+    fn cost(&self) -> Option<Cost> {
+        self.cost
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    fn block_stats(&self) -> Option<BlockStats> {
+        self.cost.map(|_| self.blocks.stats())
+    }
+
+    fn close(&self) -> Result<()> {
+        self.blocks.close();
+        let mut result = self.tables.file().volume().close();
+        if self.header.shape().external {
+            result = result.and(self.tables.data().volume().close());
+        }
+        if let Some(backing) = &self.backing {
+            result = result.and(backing.close());
+        }
+        result
+    }
+}
