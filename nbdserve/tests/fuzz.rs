@@ -400,7 +400,14 @@ fn file_systems() -> Vec<Vec<u8>> {
 fn probe() {
     fuzz("probe", || {
         let disks = [gpt_disks(), mbr_disks(), file_systems()].concat();
-        let packed = [xz_files(), gzip_files(), bzip2_files(), simg_files()].concat();
+        let packed = [
+            xz_files(),
+            gzip_files(),
+            bzip2_files(),
+            simg_files(),
+            qcow2_files(),
+        ]
+        .concat();
         [packed, disks].concat()
     });
 }
@@ -648,6 +655,43 @@ fn simg_files() -> Vec<Vec<u8>> {
         small.extend(body);
     }
     vec![made, small]
+}
+
+/// Small images of all sorts.
+fn qcow2_files() -> Vec<Vec<u8>> {
+    let mut bytes = content();
+    bytes.resize(128 << 10, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
+    fs::write(&raw, bytes).unwrap();
+    let make = |options: &[&str]| {
+        let mut command = tools::command("qemu-img");
+        command.args(["convert", "-f", "raw", "-O", "qcow2"]);
+        tools::run_command(command.args(options).arg(&raw).arg(&image));
+        fs::read(&image).unwrap()
+    };
+    let mut files = vec![
+        make(&["-o", "cluster_size=512"]),
+        make(&["-o", "cluster_size=4k,compat=0.10"]),
+        make(&["-o", "cluster_size=16k,extended_l2=on"]),
+        make(&["-c", "-o", "cluster_size=4k"]),
+        make(&[
+            "-c",
+            "-o",
+            "cluster_size=16k,extended_l2=on,compression_type=zstd",
+        ]),
+        make(&["-c", "-o", "cluster_size=512"]),
+    ];
+    let image = image.to_str().unwrap();
+    tools::run("qemu-img", ["snapshot", "-c", "one", image]);
+    tools::run("qemu-io", ["-c", "write -P 3 1k 5k", image]);
+    files.push(fs::read(image).unwrap());
+    files
+}
+
+#[test]
+fn qcow2_open() {
+    fuzz("qcow2_open", qcow2_files);
 }
 
 #[test]

@@ -467,7 +467,6 @@ fn formats_that_cannot_be_opened_yet_are_named() {
         assert_eq!(found.volume.size(), fs::metadata(&image).unwrap().len());
     };
     for (format, name) in [
-        ("qcow2", "qcow2"),
         ("qcow", "qcow"),
         ("qed", "qed"),
         ("vmdk", "vmdk"),

@@ -11,6 +11,7 @@ mod deflate;
 pub mod gzip;
 mod input;
 pub mod luks;
+pub mod lvm;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
@@ -18,11 +19,14 @@ mod mapped;
 pub mod offset;
 mod pages;
 pub mod partition;
+pub(crate) mod parts;
 pub mod qcow2;
+pub mod raid;
 mod scan;
 pub mod simg;
 mod spans;
 pub mod split;
+mod striped;
 mod tail;
 pub mod tar;
 mod twins;
@@ -54,6 +58,9 @@ pub static LAYERS: &[&LayerType] = &[
     &vdi::VDI,
     &vhd::VHD,
     &qcow2::QCOW2,
+    &luks::LUKS,
+    &lvm::LVM,
+    &raid::RAID,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,

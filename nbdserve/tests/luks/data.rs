@@ -9,9 +9,18 @@ const MIB: usize = 1 << 20;
 
 /// What qemu-img can make, as its options and as the header names it.
 const QEMU: &[(&str, &str)] = &[
-    ("cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256", "aes-xts-plain64"),
-    ("cipher-alg=aes-128,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha1", "aes-xts-plain64"),
-    ("cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain,hash-alg=sha512", "aes-xts-plain"),
+    (
+        "cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256",
+        "aes-xts-plain64",
+    ),
+    (
+        "cipher-alg=aes-128,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha1",
+        "aes-xts-plain64",
+    ),
+    (
+        "cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain,hash-alg=sha512",
+        "aes-xts-plain",
+    ),
     (
         "cipher-alg=aes-256,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256,hash-alg=sha1",
         "aes-cbc-essiv:sha256",
@@ -20,8 +29,14 @@ const QEMU: &[(&str, &str)] = &[
         "cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256,hash-alg=sha256",
         "aes-cbc-essiv:sha256",
     ),
-    ("cipher-alg=aes-192,cipher-mode=cbc,ivgen-alg=plain64,hash-alg=sha256", "aes-cbc-plain64"),
-    ("cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=plain,hash-alg=sha224", "aes-cbc-plain"),
+    (
+        "cipher-alg=aes-192,cipher-mode=cbc,ivgen-alg=plain64,hash-alg=sha256",
+        "aes-cbc-plain64",
+    ),
+    (
+        "cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=plain,hash-alg=sha224",
+        "aes-cbc-plain",
+    ),
 ];
 
 #[test]

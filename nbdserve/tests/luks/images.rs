@@ -21,7 +21,9 @@ pub(crate) fn cx(key: &[u8]) -> Cx {
 }
 
 pub(crate) fn open_with(below: &Volume, args: &[(&str, &str)], cx: &Cx) -> Result<Volume> {
-    let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let args = args
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     (LUKS.open)(below, &args.collect::<Args>(), cx)
 }
 
@@ -72,7 +74,9 @@ impl Dir {
         let secret = format!("secret,id=key,file={}", self.arg("pass"));
         let options = format!("key-secret=key,iter-time=10,{options}");
         let mut command = tools::command("qemu-img");
-        command.args(["convert", "--object", &secret, "-f", "raw", "-O", "luks", "-o", &options]);
+        command.args([
+            "convert", "--object", &secret, "-f", "raw", "-O", "luks", "-o", &options,
+        ]);
         tools::run_command(command.arg(plain).arg(self.path("image")));
         self.read("image")
     }
@@ -80,9 +84,20 @@ impl Dir {
     /// `qemu-img` decrypts.
     pub(crate) fn qemu_decrypts(&self, name: &str) -> Vec<u8> {
         let secret = format!("secret,id=key,file={}", self.arg("pass"));
-        let image = format!("driver=luks,key-secret=key,file.filename={}", self.arg(name));
+        let image = format!(
+            "driver=luks,key-secret=key,file.filename={}",
+            self.arg(name)
+        );
         let mut command = tools::command("qemu-img");
-        command.args(["convert", "--object", &secret, "--image-opts", &image, "-O", "raw"]);
+        command.args([
+            "convert",
+            "--object",
+            &secret,
+            "--image-opts",
+            &image,
+            "-O",
+            "raw",
+        ]);
         tools::run_command(command.arg(self.path("plain")));
         self.read("plain")
     }
@@ -103,7 +118,11 @@ impl Dir {
             // 1 MiB for everything that is no data.
             &["--luks2-keyslots-size", "1015808", "--offset", "2048"]
         };
-        let offset = if args.contains(&"--offset") { &[][..] } else { usual };
+        let offset = if args.contains(&"--offset") {
+            &[][..]
+        } else {
+            usual
+        };
         fs::write(self.path("image"), vec![0; data + (1 << 20)]).unwrap();
         self.cryptsetup("luksFormat", &[offset, args].concat(), "image", &[]);
         self.read("image")
@@ -111,7 +130,14 @@ impl Dir {
 
     /// As [`Self::format`] for LUKS2, with a cheap KDF.
     pub(crate) fn luks2(&self, data: usize, args: &[&str]) -> Vec<u8> {
-        let cheap = ["--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+        let cheap = [
+            "--type",
+            "luks2",
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "1000",
+        ];
         self.format(data, &[&cheap, args].concat())
     }
 }

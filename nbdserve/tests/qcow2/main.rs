@@ -2,5 +2,11 @@
 //! field.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod chain;
+mod counts;
+mod encrypted;
+mod forge;
 mod good;
 mod images;
+mod lies;
+mod snapshots;

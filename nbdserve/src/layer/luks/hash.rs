@@ -33,7 +33,10 @@ impl Hash {
     pub(super) fn parse(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|hash| hash.name() == name);
         found.ok_or_else(|| {
-            let what = format!("the hash \"{}\" is none that this version has", escape(name));
+            let what = format!(
+                "the hash \"{}\" is none that this version has",
+                escape(name)
+            );
             let hint = "it has sha1, sha224, sha256, sha384 and sha512";
             Error::new(Kind::Unsupported, what).hint(hint)
         })

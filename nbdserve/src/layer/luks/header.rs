@@ -118,8 +118,14 @@ pub(super) fn text(field: &[u8]) -> Option<String> {
 impl Header {
     /// For a person who is to know which passphrase is asked for. Escaped.
     pub(super) fn title(&self) -> String {
-        let uuid = self.uuid.as_deref().map(|uuid| format!("({})", escape(uuid)));
-        let label = self.label.as_deref().map(|label| format!("\"{}\"", escape(label)));
+        let uuid = self
+            .uuid
+            .as_deref()
+            .map(|uuid| format!("({})", escape(uuid)));
+        let label = self
+            .label
+            .as_deref()
+            .map(|label| format!("\"{}\"", escape(label)));
         let parts: Vec<_> = label.into_iter().chain(uuid).collect();
         match parts.len() {
             0 => "luks".to_owned(),

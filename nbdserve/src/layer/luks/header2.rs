@@ -40,7 +40,9 @@ pub(super) fn fixed(bytes: &[u8], offset: u64) -> Result<Fixed> {
     }
     if bytes.len() < FIXED {
         let len = bytes.len();
-        return Err(corrupt(format!("the header ends after {len} of {FIXED} bytes")));
+        return Err(corrupt(format!(
+            "the header ends after {len} of {FIXED} bytes"
+        )));
     }
     // All fields are within FIXED bytes.
     let version = array(bytes, 6).map_or(0, u16::from_be_bytes);
@@ -51,7 +53,9 @@ pub(super) fn fixed(bytes: &[u8], offset: u64) -> Result<Fixed> {
     let long = |at| array(bytes, at).map_or(0, u64::from_be_bytes);
     let (hdr_size, hdr_offset) = (long(8), long(256));
     if !PLACES.contains(&hdr_size) {
-        return Err(corrupt(format!("a header of {hdr_size} bytes, a length that none has")));
+        return Err(corrupt(format!(
+            "a header of {hdr_size} bytes, a length that none has"
+        )));
     }
     if hdr_offset != offset {
         let what = format!("the header at {offset} says that it is at {hdr_offset}");
@@ -90,7 +94,10 @@ pub(super) fn metadata<'a>(fixed: &Fixed, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let after = bytes.get(behind..).ok_or_else(short)?;
     let found = fixed.checksum.of(&[before, &[0; CHECKSUM_LEN], after]);
     if !has(bytes, CHECKSUM_AT, &found) {
-        let what = format!("the {} checksum of the header does not match", fixed.checksum.name());
+        let what = format!(
+            "the {} checksum of the header does not match",
+            fixed.checksum.name()
+        );
         return Err(Error::new(Kind::Corrupt, what));
     }
     let json = bytes.get(FIXED..).ok_or_else(short)?;

@@ -110,7 +110,10 @@ pub(super) struct Requirements {
 /// `Corrupt`.
 pub(super) fn parse(json: &[u8]) -> Result<Metadata> {
     serde_json::from_slice(json).map_err(|error| {
-        let what = format!("the metadata are not as they must be: {}", escape(&error.to_string()));
+        let what = format!(
+            "the metadata are not as they must be: {}",
+            escape(&error.to_string())
+        );
         Error::new(Kind::Corrupt, what)
     })
 }
@@ -300,7 +303,14 @@ mod tests {
         let names = |count| format!("[{}]", vec!["\"x\""; count].join(","));
         assert!(serde_json::from_str::<Names>(&names(MOST)).is_ok());
         assert!(serde_json::from_str::<Names>(&names(MOST + 1)).is_err());
-        for wrong in ["\"\"", "\"-1\"", "\"+1\"", "\"1 \"", "1", "\"18446744073709551616\""] {
+        for wrong in [
+            "\"\"",
+            "\"-1\"",
+            "\"+1\"",
+            "\"1 \"",
+            "1",
+            "\"18446744073709551616\"",
+        ] {
             assert!(serde_json::from_str::<Number>(wrong).is_err(), "{wrong}");
         }
     }

@@ -105,7 +105,9 @@ impl Kdf {
         match self {
             Self::Pbkdf2 { iterations, .. } if *iterations > bounds.iterations => {
                 let most = bounds.iterations;
-                limit(format!("{iterations} iterations of pbkdf2, more than {most}"))
+                limit(format!(
+                    "{iterations} iterations of pbkdf2, more than {most}"
+                ))
             }
             Self::Pbkdf2 { .. } => Ok(()),
             Self::Argon2 {
@@ -122,10 +124,15 @@ impl Kdf {
                 }
                 if memory.saturating_mul(u64::from(time)) > bounds.work {
                     let most = format_size(bounds.work);
-                    return limit(format!("{wants} {time} times over, together more than {most}"));
+                    return limit(format!(
+                        "{wants} {time} times over, together more than {most}"
+                    ));
                 }
                 if lanes > bounds.lanes {
-                    return limit(format!("argon2 in {lanes} lanes, more than {}", bounds.lanes));
+                    return limit(format!(
+                        "argon2 in {lanes} lanes, more than {}",
+                        bounds.lanes
+                    ));
                 }
                 match available_memory() {
                     Some(free) if free < memory => {
@@ -212,7 +219,10 @@ impl Kdf {
 
 fn no_memory(memory: u32) -> Error {
     let wants = format_size(kib(memory));
-    Error::new(Kind::Limit, format!("argon2 with {wants} of memory, which are not to be had"))
+    Error::new(
+        Kind::Limit,
+        format!("argon2 with {wants} of memory, which are not to be had"),
+    )
 }
 
 /// Does `work` on a thread of its own, and stops waiting for it when the image is taken down.
@@ -241,7 +251,9 @@ pub(super) fn in_background<T: Send + 'static>(
 /// Bytes that can be taken without swapping, as the kernel estimates it.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
 }

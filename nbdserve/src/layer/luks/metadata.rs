@@ -45,11 +45,14 @@ pub(super) fn header(fixed: Fixed, json: &[u8]) -> Result<Header> {
         let number = number
             .parse()
             .map_err(|_| corrupt(format!("a keyslot is called \"{}\"", escape(number))))?;
-        slots.push((slot.priority.unwrap_or(1), Slot {
-            number,
-            on_demand: slot.priority == Some(0),
-            content: keyslot(slot, begin, end),
-        }));
+        slots.push((
+            slot.priority.unwrap_or(1),
+            Slot {
+                number,
+                on_demand: slot.priority == Some(0),
+                content: keyslot(slot, begin, end),
+            },
+        ));
     }
     slots.sort_by_key(|(priority, slot)| (std::cmp::Reverse(*priority), slot.number));
     Ok(Header {
@@ -84,11 +87,17 @@ fn check_requirements(metadata: &Metadata) -> Result<()> {
     let requirements = metadata.config.requirements.as_ref();
     let names = requirements.and_then(|requirements| requirements.mandatory.as_ref());
     let names = names.map_or(&[][..], |names| &names.0);
-    if names.iter().any(|name| name.starts_with("online-reencrypt")) {
+    if names
+        .iter()
+        .any(|name| name.starts_with("online-reencrypt"))
+    {
         return Err(in_progress());
     }
     if let Some(name) = names.first() {
-        let what = format!("it requires \"{}\", which this version does not have", escape(name));
+        let what = format!(
+            "it requires \"{}\", which this version does not have",
+            escape(name)
+        );
         return Err(unsupported(what));
     }
     Ok(())
@@ -125,24 +134,38 @@ fn the_segment(metadata: &Metadata) -> Result<(&str, Segment)> {
     }
     if let Some(integrity) = &segment.integrity {
         let kind = integrity.kind.as_deref().unwrap_or_default();
-        let what = format!("integrity ({}), which this version does not have", escape(kind));
+        let what = format!(
+            "integrity ({}), which this version does not have",
+            escape(kind)
+        );
         return Err(unsupported(what));
     }
     let sector = segment.sector_size.ok_or_else(|| missing("sector_size"))?;
     if !SECTORS.contains(&sector) {
         return Err(corrupt(format!("sectors of {sector} bytes")));
     }
-    let offset = segment.offset.ok_or_else(|| missing("the offset of the segment"))?.0;
-    let size = match segment.size.ok_or_else(|| missing("the size of the segment"))? {
+    let offset = segment
+        .offset
+        .ok_or_else(|| missing("the offset of the segment"))?
+        .0;
+    let size = match segment
+        .size
+        .ok_or_else(|| missing("the size of the segment"))?
+    {
         Size::Dynamic => None,
         Size::Bytes(size) => Some(size),
     };
     for (what, value) in [("offset", offset), ("size", size.unwrap_or(0))] {
         if !value.is_multiple_of(u64::from(sector)) {
-            return Err(corrupt(format!("an {what} of {value} with sectors of {sector} bytes")));
+            return Err(corrupt(format!(
+                "an {what} of {value} with sectors of {sector} bytes"
+            )));
         }
     }
-    let encryption = segment.encryption.as_deref().ok_or_else(|| missing("encryption"))?;
+    let encryption = segment
+        .encryption
+        .as_deref()
+        .ok_or_else(|| missing("encryption"))?;
     // The volume key is as long as the keyslots say.
     let (_, digest) = metadata
         .digests
@@ -176,14 +199,25 @@ fn the_digest<'a>(metadata: &'a Metadata, segment: &str) -> Result<(&'a json::Na
         let what = format!("a digest of type \"{kind}\", which this version does not have");
         return Err(unsupported(what));
     }
-    let hash = digest.hash.as_deref().ok_or_else(|| missing("the hash of the digest"))?;
-    let bytes = digest.digest.as_ref().ok_or_else(|| missing("the digest"))?;
+    let hash = digest
+        .hash
+        .as_deref()
+        .ok_or_else(|| missing("the hash of the digest"))?;
+    let bytes = digest
+        .digest
+        .as_ref()
+        .ok_or_else(|| missing("the digest"))?;
     let hash = Hash::parse(hash)?;
     if !(SHORTEST_DIGEST..=64).contains(&bytes.0.len()) {
         return Err(corrupt(format!("a digest of {} bytes", bytes.0.len())));
     }
-    let salt = digest.salt.as_ref().ok_or_else(|| missing("the salt of the digest"))?;
-    let iterations = digest.iterations.ok_or_else(|| missing("iterations of the digest"))?;
+    let salt = digest
+        .salt
+        .as_ref()
+        .ok_or_else(|| missing("the salt of the digest"))?;
+    let iterations = digest
+        .iterations
+        .ok_or_else(|| missing("iterations of the digest"))?;
     let digest_of = Digest {
         hash,
         salt: salt.0.clone(),
@@ -199,22 +233,42 @@ fn keyslot(slot: &json::Keyslot, begin: u64, end: u64) -> Result<Keyslot> {
         let kind = escape(&slot.kind);
         return Err(unsupported(format!("a keyslot of type \"{kind}\"")));
     }
-    let area = slot.area.as_ref().ok_or_else(|| missing("the area of a keyslot"))?;
-    let kdf = slot.kdf.as_ref().ok_or_else(|| missing("the kdf of a keyslot"))?;
-    let af = slot.af.as_ref().ok_or_else(|| missing("the af of a keyslot"))?;
+    let area = slot
+        .area
+        .as_ref()
+        .ok_or_else(|| missing("the area of a keyslot"))?;
+    let kdf = slot
+        .kdf
+        .as_ref()
+        .ok_or_else(|| missing("the kdf of a keyslot"))?;
+    let af = slot
+        .af
+        .as_ref()
+        .ok_or_else(|| missing("the af of a keyslot"))?;
     if area.kind != "raw" {
         let kind = escape(&area.kind);
-        return Err(unsupported(format!("a keyslot with an area of type \"{kind}\"")));
+        return Err(unsupported(format!(
+            "a keyslot with an area of type \"{kind}\""
+        )));
     }
     if af.kind != "luks1" {
         let kind = escape(&af.kind);
-        return Err(unsupported(format!("a keyslot with an af of type \"{kind}\"")));
+        return Err(unsupported(format!(
+            "a keyslot with an af of type \"{kind}\""
+        )));
     }
     check_stripes(af.stripes)?;
-    let key_size = slot.key_size.ok_or_else(|| missing("the key_size of a keyslot"))?;
-    let key_len = usize::try_from(key_size).ok().filter(|len| (16..=64).contains(len));
+    let key_size = slot
+        .key_size
+        .ok_or_else(|| missing("the key_size of a keyslot"))?;
+    let key_len = usize::try_from(key_size)
+        .ok()
+        .filter(|len| (16..=64).contains(len));
     let key_len = key_len.ok_or_else(|| corrupt(format!("a volume key of {key_size} bytes")))?;
-    let encryption = area.encryption.as_deref().ok_or_else(|| missing("area.encryption"))?;
+    let encryption = area
+        .encryption
+        .as_deref()
+        .ok_or_else(|| missing("area.encryption"))?;
     let area_key = area.key_size.ok_or_else(|| missing("area.key_size"))?;
     let keyslot = Keyslot {
         kdf: derivation(kdf)?,
@@ -226,7 +280,10 @@ fn keyslot(slot: &json::Keyslot, begin: u64, end: u64) -> Result<Keyslot> {
     };
     let (from, size) = (area.offset.0, area.size.0);
     let area_end = from.checked_add(size).filter(|area_end| *area_end <= end);
-    let fits = keyslot.end().zip(area_end).is_some_and(|(used, area_end)| used <= area_end);
+    let fits = keyslot
+        .end()
+        .zip(area_end)
+        .is_some_and(|(used, area_end)| used <= area_end);
     if from < begin || !fits {
         let what = format!("a keyslot of {size} bytes at {from}, not between {begin} and {end}");
         return Err(corrupt(what));

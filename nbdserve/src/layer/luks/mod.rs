@@ -171,11 +171,14 @@ fn data_range(header: &Header, have: u64, detached: bool) -> Result<ByteRange> {
             "the data begin at {start}, within the header and its keyslots of {end} bytes: it is \
              the detached header of another image"
         );
-        return Err(Error::new(Kind::Corrupt, what)
-            .hint("--layer luks:header=FILE IMAGE opens an image with a header that is elsewhere"));
+        return Err(Error::new(Kind::Corrupt, what).hint(
+            "--layer luks:header=FILE IMAGE opens an image with a header that is elsewhere",
+        ));
     }
     if start > have {
-        return corrupt(format!("the data begin at {start}, beyond its {have} bytes"));
+        return corrupt(format!(
+            "the data begin at {start}, beyond its {have} bytes"
+        ));
     }
     let sector = u64::from(header.segment.sector);
     let rest = have.saturating_sub(start);
@@ -197,7 +200,6 @@ fn data_range(header: &Header, have: u64, detached: bool) -> Result<ByteRange> {
 ///
 /// # Errors
 /// As opening the layer: `Secret`, `Corrupt`, `Unsupported`, `Limit`.
-#[allow(dead_code, reason = "for qcow2")]
 pub(crate) fn embedded(header: &Volume, question: &str, cx: &Cx) -> Result<Arc<SectorCipher>> {
     let parsed = read::header(header)?;
     let key = unlock::unlock(header, &parsed, None, question, &Bounds::USUAL, cx)?;

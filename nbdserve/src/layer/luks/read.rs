@@ -25,7 +25,9 @@ pub(super) fn header_in(head: &[u8]) -> Result<Header> {
         return header1::parse(head);
     }
     let read = |offset: u64, len: usize| {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(head.len());
         let end = start.saturating_add(len).min(head.len());
         Ok(head.get(start..end).unwrap_or_default().to_vec())
     };
@@ -85,9 +87,10 @@ fn version2(head: &[u8], read: Read<'_>) -> Result<Header> {
             noted(second.header, what)
         }
         (Ok(first), Ok(_)) => first.header,
-        (Ok(first), Err(error)) => {
-            noted(first.header, format!("the second header is damaged: {error}"))
-        }
+        (Ok(first), Err(error)) => noted(
+            first.header,
+            format!("the second header is damaged: {error}"),
+        ),
         (Err(error), Ok(second)) => {
             let what = format!("the second header is used, the first is damaged: {error}");
             noted(second.header, what)

@@ -76,13 +76,18 @@ fn chosen(header: &Header, only: Option<u32>) -> Result<Vec<&Slot>> {
             Error::new(Kind::Secret, what)
         }
         (Some(number), false) => {
-            let what = format!("keyslot {number} is not in use; in use are {}", used.join(", "));
+            let what = format!(
+                "keyslot {number} is not in use; in use are {}",
+                used.join(", ")
+            );
             Error::new(Kind::OutOfRange, what)
         }
         (None, false) => {
             let what = "all keyslots are such that are only tried when they are named";
-            Error::new(Kind::Secret, what)
-                .hint(format!("--layer luks:keyslot=N names one of {}", used.join(", ")))
+            Error::new(Kind::Secret, what).hint(format!(
+                "--layer luks:keyslot=N names one of {}",
+                used.join(", ")
+            ))
         }
     })
 }
@@ -103,9 +108,10 @@ fn try_all(
     let mut tried = false;
     for slot in slots {
         let number = slot.number;
-        let opened = slot.content.clone().and_then(|keyslot| {
-            keyslot::open(below, &keyslot, &header.digest, secret, bounds, cx)
-        });
+        let opened = slot
+            .content
+            .clone()
+            .and_then(|keyslot| keyslot::open(below, &keyslot, &header.digest, secret, bounds, cx));
         match opened {
             Ok(Some(key)) => {
                 tracing::debug!("luks: keyslot {number} was opened");

@@ -12,6 +12,7 @@ mod nbd;
 mod packed;
 mod partition;
 mod plan;
+mod qcow2;
 mod simg;
 mod tar;
 mod xz;
@@ -120,6 +121,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "lzip_open",
         run: packed::lzip,
+    },
+    Target {
+        name: "qcow2_open",
+        run: qcow2::open,
     },
     Target {
         name: "simg_open",

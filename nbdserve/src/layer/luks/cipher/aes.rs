@@ -21,9 +21,15 @@ impl Aes {
     /// `None` for a key that is not of 16, 24 or 32 bytes.
     pub(super) fn new(key: &[u8]) -> Option<Self> {
         match key.len() {
-            16 => Aes128::new_from_slice(key).ok().map(|key| Self::Aes128(Box::new(key))),
-            24 => Aes192::new_from_slice(key).ok().map(|key| Self::Aes192(Box::new(key))),
-            32 => Aes256::new_from_slice(key).ok().map(|key| Self::Aes256(Box::new(key))),
+            16 => Aes128::new_from_slice(key)
+                .ok()
+                .map(|key| Self::Aes128(Box::new(key))),
+            24 => Aes192::new_from_slice(key)
+                .ok()
+                .map(|key| Self::Aes192(Box::new(key))),
+            32 => Aes256::new_from_slice(key)
+                .ok()
+                .map(|key| Self::Aes256(Box::new(key))),
             _ => None,
         }
     }

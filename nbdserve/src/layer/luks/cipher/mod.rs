@@ -57,7 +57,10 @@ impl CipherSpec {
             Some((chaining, IvSpec::parse(iv)?))
         };
         let Some((chaining, iv)) = known() else {
-            let what = format!("the cipher \"{}\" is none that this version has", escape(name));
+            let what = format!(
+                "the cipher \"{}\" is none that this version has",
+                escape(name)
+            );
             let hint = "it has aes-xts and aes-cbc, with plain, plain64, plain64be or essiv:sha256";
             return Err(Error::new(Kind::Unsupported, what).hint(hint));
         };
@@ -180,7 +183,10 @@ impl SectorCipher {
     /// Lets the cores that no other call keeps busy share the work.
     fn spread(&self, buf: &mut [u8], number: u64, direction: Direction) {
         assert!(buf.len().is_multiple_of(self.sector), "{} bytes", buf.len());
-        let active = self.active.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let active = self
+            .active
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1);
         let pieces = buf.len() / PIECE;
         let workers = self.cores.checked_div(active).unwrap_or(1).min(pieces);
         if workers <= 1 {

@@ -3,7 +3,9 @@ use super::*;
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<_> = text.chars().filter(|c| !c.is_whitespace()).collect();
     let pairs = digits.chunks(2).map(|pair| pair.iter().collect::<String>());
-    pairs.map(|pair| u8::from_str_radix(&pair, 16).unwrap()).collect()
+    pairs
+        .map(|pair| u8::from_str_radix(&pair, 16).unwrap())
+        .collect()
 }
 
 fn cipher(name: &str, key: &[u8], sector: usize) -> SectorCipher {
@@ -46,8 +48,15 @@ fn xts_gives_what_the_standard_has() {
             "1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d414a3e63b",
         ),
     ] {
-        let sectors = Sectors { len: plain.len(), number, step: 1 };
-        let (xts, iv) = (Xts::new(&key).unwrap(), Iv::new(IvSpec::Plain64, &key).unwrap());
+        let sectors = Sectors {
+            len: plain.len(),
+            number,
+            step: 1,
+        };
+        let (xts, iv) = (
+            Xts::new(&key).unwrap(),
+            Iv::new(IvSpec::Plain64, &key).unwrap(),
+        );
         let mut buf = plain.clone();
         xts.run(&mut buf, sectors, &iv, Direction::Encrypt);
         assert_eq!(buf[..32], hex(start)[..]);
