@@ -32,6 +32,8 @@ pub mod tar;
 mod twins;
 pub mod vdi;
 pub mod vhd;
+pub mod vhdx;
+pub mod vmdk;
 mod window;
 mod winpath;
 pub mod xz;
@@ -55,12 +57,14 @@ pub static LAYERS: &[&LayerType] = &[
     &zip::ZIP,
     &simg::SIMG,
     &luks::LUKS,
+    &vmdk::VMDK,
     &vdi::VDI,
     &vhd::VHD,
     &qcow2::QCOW2,
     &luks::LUKS,
     &lvm::LVM,
     &raid::RAID,
+    &vhdx::VHDX,
     &split::SPLIT,
     &offset::OFFSET,
     &partition::PARTITION,

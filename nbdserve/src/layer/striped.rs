@@ -101,6 +101,14 @@ impl Map {
         self.zones.last().map_or(0, |zone| zone.range.end())
     }
 
+    /// Leaves out what is behind the first `size` bytes.
+    pub(crate) fn truncate(&mut self, size: u64) {
+        self.zones.retain(|zone| zone.range.start() < size);
+        if let Some(last) = self.zones.last_mut() {
+            last.range = last.range.intersect(ByteRange::between(0, size));
+        }
+    }
+
     /// The bytes below that the volume is, when they are one run.
     pub(crate) fn plain(&self) -> Option<ByteRange> {
         match self.zones.as_slice() {

@@ -31,7 +31,16 @@ impl Folder {
     pub(crate) fn run(&self, program: &str, args: &[&str]) -> String {
         let mut command = tools::command(program);
         command.current_dir(self.0.path()).args(args);
-        let out = command.output().unwrap();
+        let mut out = command.output().unwrap();
+        // A child that another test has started holds copies of our descriptors, with their locks,
+        // until it runs its program.
+        for _ in 0..200 {
+            if out.status.success() || !String::from_utf8_lossy(&out.stderr).contains(" lock\n") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            out = command.output().unwrap();
+        }
         assert!(
             out.status.success(),
             "{program} {args:?}: {}",

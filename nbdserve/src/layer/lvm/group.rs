@@ -296,8 +296,8 @@ impl<'g> Reader<'g> {
             volume.0.read_only = volume.0.read_only.or_else(|| read_only.map(str::to_owned));
             all.push(volume);
         }
-        for (_, section) in &sections {
-            self.snapshots(section, &mut all)?;
+        for (number, (_, section)) in sections.iter().enumerate() {
+            self.snapshots(number, section, &mut all)?;
         }
         self.overlaps(&mut all);
         Ok(all
@@ -498,8 +498,14 @@ impl<'g> Reader<'g> {
         Ok(Column { member, start })
     }
 
-    /// What segments of the type `snapshot` say of other volumes.
-    fn snapshots(&self, section: &Section<'g>, all: &mut [(Logical, bool)]) -> Result<()> {
+    /// What segments of the type `snapshot` say of other volumes: the volume `number` that has them is
+    /// seen under the name of its store.
+    fn snapshots(
+        &self,
+        number: usize,
+        section: &Section<'g>,
+        all: &mut [(Logical, bool)],
+    ) -> Result<()> {
         for (_, value) in section.entries() {
             let Value::Section(part) = value else {
                 continue;
@@ -507,13 +513,17 @@ impl<'g> Reader<'g> {
             if !matches!(part.get("type")?, Some(Value::Text(b"snapshot"))) {
                 continue;
             }
+            let visible = all
+                .get_mut(number)
+                .is_some_and(|(_, visible)| std::mem::take(visible));
             let of = |key: &str| match part.get(key) {
                 Ok(Some(Value::Text(name))) => self.logical.get(name).copied(),
                 _ => None,
             };
             let stores = [of("cow_store"), of("merging_store")];
             for store in stores.into_iter().flatten() {
-                if let Some((volume, _)) = all.get_mut(store) {
+                if let Some((volume, shown)) = all.get_mut(store) {
+                    *shown |= visible;
                     volume.segments = Err(refused(&volume.name, "snapshot"));
                     volume.layout = "snapshot".to_owned();
                 }

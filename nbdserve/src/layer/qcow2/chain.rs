@@ -33,7 +33,12 @@ pub(super) fn memory(cx: &Cx, part: u64) -> u64 {
 ///
 /// # Errors
 /// `Corrupt` when it has no name; what [`crate::references::References::open`] says.
-pub(super) fn data_file(header: &Header, file: &HostFile, cx: &Cx) -> Result<HostFile> {
+pub(super) fn data_file(
+    header: &Header,
+    file: &HostFile,
+    write: bool,
+    cx: &Cx,
+) -> Result<HostFile> {
     if !header.shape().external {
         return Ok(file.clone());
     }
@@ -41,7 +46,11 @@ pub(super) fn data_file(header: &Header, file: &HostFile, cx: &Cx) -> Result<Hos
         let what = "its clusters are in a data file, whose name is not there";
         return Err(corrupt(what.to_owned()));
     };
-    let referred = cx.references.open(name, "data file", OpenMode::ReadOnly)?;
+    let mode = match write {
+        true => OpenMode::Write,
+        false => OpenMode::ReadOnly,
+    };
+    let referred = cx.references.open(name, "data file", mode)?;
     Ok(HostFile::new(&referred.volume))
 }
 

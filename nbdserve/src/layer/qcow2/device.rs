@@ -9,13 +9,14 @@ use super::crypto;
 use super::header::Header;
 use super::map::{Run, What};
 use super::tables::Tables;
+use super::write::WriteSide;
 use crate::cache::{Blocks, Huge};
 use crate::layer::luks::SectorCipher;
 use crate::layer::scan::{narrow, wide};
 use crate::stats::BlockStats;
 use crate::{
-    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Result,
-    Volume,
+    Access, ByteRange, Cost, Cx, Device, Done, Error, ExtentFlags, Extents, Geometry, Index,
+    Keeping, Kind, Result, Volume, WriteFeatures, Writer, ZeroOpts,
 };
 
 /// A hint is passed on for so many runs at most.
@@ -34,6 +35,8 @@ pub(super) struct Parts {
     pub(super) cipher: Option<Arc<SectorCipher>>,
     /// What is unusual.
     pub(super) notes: Vec<String>,
+    /// For an image that can be written.
+    pub(super) side: Option<WriteSide>,
 }
 
 /// A qcow2 image.
@@ -44,6 +47,8 @@ pub(super) struct Qcow2 {
     backing: Option<Volume>,
     cipher: Option<Arc<SectorCipher>>,
     notes: Vec<String>,
+    /// `None` when the file is not open for writing, or a snapshot is shown.
+    side: Option<WriteSide>,
     /// Compressed clusters.
     blocks: Blocks,
     geometry: Geometry,
@@ -64,6 +69,7 @@ impl Qcow2 {
             backing,
             cipher,
             notes,
+            side,
         } = parts;
         let tables = Arc::new(tables);
         let decode = CompressedClusters::new(Arc::clone(&tables), header.compression);
@@ -95,6 +101,7 @@ impl Qcow2 {
             backing,
             cipher,
             notes,
+            side,
             blocks,
             geometry,
             cost,
@@ -177,18 +184,9 @@ impl Qcow2 {
             }
         }
     }
-}
 
-impl Device for Qcow2 {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    /// Fills `buf` with the guest's bytes at `offset`.
+    fn read_runs(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let range = ByteRange::between(offset, offset.saturating_add(wide(buf.len())));
         let mut rest = buf;
         let mut begun = false;
@@ -204,8 +202,35 @@ impl Device for Qcow2 {
         }
         Ok(())
     }
+}
+
+impl Device for Qcow2 {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let Some(side) = &self.side else {
+            return self.read_runs(buf, offset);
+        };
+        let range = ByteRange::between(offset, offset.saturating_add(wide(buf.len())));
+        let mut rest = buf;
+        for group in side.groups(range) {
+            let (now, later) = rest.split_at_mut(narrow(group.len()).min(rest.len()));
+            let _epoch = side.enter();
+            let _shared = side.shared(group);
+            self.read_runs(now, group.start())?;
+            rest = later;
+        }
+        Ok(())
+    }
 
     fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
+        let _epoch = self.side.as_ref().map(WriteSide::enter);
         for run in self.tables.runs(range) {
             let run = run?;
             let part = run.range;
@@ -254,6 +279,7 @@ impl Device for Qcow2 {
     }
 
     fn will_need(&self, range: ByteRange) {
+        let _epoch = self.side.as_ref().map(WriteSide::enter);
         let window = self.blocks.window(self.header.cluster_size());
         let mut left = window;
         for run in self.tables.runs(range).flatten().take(HINTS) {
@@ -305,9 +331,16 @@ impl Device for Qcow2 {
         self.cost.map(|_| self.blocks.stats())
     }
 
+    fn writer(&self) -> Option<&dyn Writer> {
+        self.side.as_ref()?;
+        Some(self)
+    }
+
     fn close(&self) -> Result<()> {
         self.blocks.close();
-        let mut result = self.tables.file().volume().close();
+        let finish = |side: &WriteSide| side.finish(&self.tables);
+        let mut result = self.side.as_ref().map_or(Ok(()), finish);
+        result = result.and(self.tables.file().volume().close());
         if self.header.shape().external {
             result = result.and(self.tables.data().volume().close());
         }
@@ -315,5 +348,50 @@ impl Device for Qcow2 {
             result = result.and(backing.close());
         }
         result
+    }
+}
+
+impl Qcow2 {
+    fn need_side(&self) -> Result<&WriteSide> {
+        let read_only = || Error::new(Kind::ReadOnly, "the image cannot be written");
+        self.side.as_ref().ok_or_else(read_only)
+    }
+}
+
+impl Writer for Qcow2 {
+    fn features(&self) -> WriteFeatures {
+        WriteFeatures {
+            fua: false,
+            zero: true,
+            trim: true,
+        }
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<()> {
+        let content = |buf: &mut [u8], offset: u64| self.read_runs(buf, offset);
+        self.need_side()?.write(&self.tables, &content, buf, offset)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.need_side()?.sync(&self.tables)
+    }
+
+    fn zero(&self, range: ByteRange, opts: ZeroOpts) -> Result<Done> {
+        let content = |buf: &mut [u8], offset: u64| self.read_runs(buf, offset);
+        self.need_side()?.zero(&self.tables, &content, range, opts)
+    }
+
+    fn trim(&self, range: ByteRange, _fua: bool) -> Result<()> {
+        self.need_side()?.trim(&self.tables, range)
+    }
+}
+
+impl Drop for Qcow2 {
+    fn drop(&mut self) {
+        if let Some(side) = &self.side
+            && let Err(error) = side.finish(&self.tables)
+        {
+            tracing::error!("what was written to the image could not be stored: {error}");
+        }
     }
 }

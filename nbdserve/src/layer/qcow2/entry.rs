@@ -327,3 +327,7 @@ impl Parts {
         )
     }
 }
+/// What words are in the file.
+pub(super) fn bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}

@@ -41,6 +41,8 @@ pub(super) mod incompatible {
 
 /// Features that a writer who does not know them clears.
 pub(super) mod autoclear {
+    /// Bitmaps are as the image.
+    pub(in super::super) const BITMAPS: u64 = 1 << 0;
     /// The data file by itself is the image.
     pub(in super::super) const RAW_DATA: u64 = 1 << 1;
 }

@@ -5,22 +5,32 @@
 //! neighbours in one request; compressed clusters are decoded on all cores (`compressed.rs`); what
 //! is not allocated comes from the backing file (`chain.rs`).
 
+mod alloc;
 mod chain;
+mod changes;
 mod compressed;
 mod crypto;
 mod device;
 mod entry;
 mod extension;
 mod file;
+mod grid;
 mod header;
 mod map;
+mod plan;
+mod refcount;
+mod sectors;
 mod snapshot;
+mod sync;
 mod tables;
+mod write;
+mod zero;
 
 use device::{Parts, Qcow2};
 use file::HostFile;
 use header::{Compression, Encryption, Header, incompatible};
 use tables::{Root, Tables};
+use write::WriteSide;
 
 use super::scan::narrow;
 use super::{Args, Confidence, INDEX_PART, LayerType, Param, Sample, Verdict};
@@ -76,16 +86,22 @@ fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
         None => Root::active(&header),
     };
     notes.extend(snapshot::note(&header, &file));
-    let data = chain::data_file(&header, &file, cx)?;
+    let writable = below.writer().is_some() && args.get("snapshot").is_none();
+    let data = chain::data_file(&header, &file, writable, cx)?;
     let backing = chain::backing(&header, &head, cx, &mut notes)?;
     let memory = chain::memory(cx, INDEX_PART);
     let tables = Tables::load(&header, root, file, data, memory)?;
+    let side = match writable {
+        true => Some(WriteSide::open(&header, &tables, backing.is_some())?),
+        false => None,
+    };
     let parts = Parts {
         header,
         tables,
         backing,
         cipher,
         notes,
+        side,
     };
     Ok(Volume::new(Qcow2::new(parts, cx)?))
 }

@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use super::entry::{Cluster, Shape, Table, words};
+use super::entry::{Cluster, Shape, Table, bytes, words};
 use super::file::HostFile;
+use super::grid::to_u64;
 use super::header::{FARTHEST, Header, check_l1, corrupt};
 use crate::layer::scan::narrow;
 use crate::{ByteRange, Error, Kind, Result};
@@ -84,6 +86,30 @@ pub(super) struct Slice {
 }
 
 impl Slice {
+    /// Changes a word.
+    pub(super) fn set(&self, index: usize, word: u64) {
+        let mut words = self.words.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = words.get_mut(index) {
+            *old = word;
+        }
+    }
+
+    /// All words.
+    pub(super) fn copy(&self) -> Vec<u64> {
+        self.words().clone()
+    }
+
+    /// The bytes `runs` of it, multiples of 8, for the file: it lies at `at` there.
+    pub(super) fn runs(&self, runs: &[Range<usize>], at: u64) -> Vec<(u64, Vec<u8>)> {
+        let words = self.words();
+        let of = |run: &Range<usize>| {
+            let end = (run.end / 8).min(words.len());
+            let part = words.get(run.start / 8..end).unwrap_or(&[]);
+            (at.saturating_add(to_u64(run.start)), bytes(part))
+        };
+        runs.iter().map(of).collect()
+    }
+
     fn words(&self) -> RwLockReadGuard<'_, Vec<u64>> {
         self.words.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,6 +302,54 @@ impl Tables {
         Ok(())
     }
 
+    /// Entries of the L1 table.
+    pub(super) fn l1_len(&self) -> usize {
+        let l1 = self.l1.read().unwrap_or_else(PoisonError::into_inner);
+        l1.len()
+    }
+
+    /// Changes an L1 entry.
+    pub(super) fn set_l1(&self, index: usize, entry: u64) {
+        let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = l1.get_mut(index) {
+            *old = entry;
+        }
+    }
+
+    /// An L1 entry for the file, and where it lies there.
+    pub(super) fn l1_bytes(&self, index: usize) -> (u64, Vec<u8>) {
+        let l1 = self.l1.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = l1.get(index).copied().unwrap_or(0);
+        let at = self.root.at.saturating_add(to_u64(index).saturating_mul(8));
+        (at, bytes(&[entry]))
+    }
+
+    /// The words of the L2 entry for the cluster that holds `guest`; zero where there is no table.
+    ///
+    /// # Errors
+    /// As [`Self::table`], and what the file says.
+    pub(super) fn entry(&self, guest: u64) -> Result<(u64, u64)> {
+        let Some(table) = self.table(self.shape.l1_index(guest))? else {
+            return Ok((0, 0));
+        };
+        let (skip, index) = self.shape.slice_of(self.shape.l2_index(guest));
+        self.with_slice(table.at.saturating_add(skip), |entries| {
+            Ok(entries.get(index).unwrap_or((0, 0)))
+        })
+    }
+
+    /// A slice of a new L2 table, at `at` in the file.
+    pub(super) fn put_slice(&self, at: u64, words: Vec<u64>) -> Arc<Slice> {
+        let slice = Arc::new(Slice {
+            words: RwLock::new(words),
+            used: AtomicU64::new(self.clock.fetch_add(1, Ordering::Relaxed)),
+        });
+        let mut slices = self.slices.write().unwrap_or_else(PoisonError::into_inner);
+        // What was known of the place before is no longer so.
+        slices.insert(at, Arc::clone(&slice));
+        slice
+    }
+
     /// Whether the slice at `at` is in memory.
     pub(super) fn is_here(&self, at: u64) -> bool {
         let slices = self.slices.read().unwrap_or_else(PoisonError::into_inner);
@@ -303,7 +377,7 @@ impl Tables {
 
     /// The slice of an L2 table that lies at `at` in the file, read if need be: by one, however many
     /// wait.
-    fn slice(&self, at: u64) -> Result<Arc<Slice>> {
+    pub(super) fn slice(&self, at: u64) -> Result<Arc<Slice>> {
         let slice = self.find(at);
         if slice.words().is_empty() {
             let mut words_of = slice.words.write().unwrap_or_else(PoisonError::into_inner);
@@ -353,6 +427,9 @@ impl Tables {
         let quarter = used.len() >> 2;
         let (_, &mut limit, _) = used.select_nth_unstable(quarter);
         let mut slices = self.slices.write().unwrap_or_else(PoisonError::into_inner);
-        slices.retain(|_, slice| slice.used.load(Ordering::Relaxed) > limit);
+        // Somebody has some in use, or has changed them.
+        slices.retain(|_, slice| {
+            Arc::strong_count(slice) > 1 || slice.used.load(Ordering::Relaxed) > limit
+        });
     }
 }

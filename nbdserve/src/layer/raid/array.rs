@@ -269,6 +269,14 @@ impl Found {
             });
             done = end;
         }
+        // The kernel rounds by a mask when it tells the size, whatever the chunk is: an array whose
+        // chunk is no power of two is a little shorter than its zones.
+        let mask = chunk.checked_div(SECTOR).unwrap_or(1).saturating_sub(1);
+        let size = columns.iter().fold(0_u64, |sum, (_, len)| {
+            let sectors = len.checked_div(SECTOR).unwrap_or(0) & !mask;
+            sum.saturating_add(sectors.saturating_mul(SECTOR))
+        });
+        map.truncate(size);
         Ok(map)
     }
 

@@ -8,10 +8,6 @@ use crate::layer::Sample;
 const MAGICS: &[(&str, usize, &[u8])] = &[
     // Disk formats.
     ("qcow", 0, b"QFI\xfb\0\0\0\x01"),
-    ("vmdk", 0, b"KDMV"),
-    ("vmdk", 0, b"COWD"),
-    ("vmdk", 0, b"# Disk DescriptorFile"),
-    ("vhdx", 0, b"vhdxfile"),
     ("parallels", 0, b"WithoutFreeSpace"),
     ("parallels", 0, b"WithouFreSpacExt"),
     ("bochs", 0, b"Bochs Virtual HD Image"),
