@@ -56,6 +56,7 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &luks::LUKS,
     &vmdk::VMDK,
     &vdi::VDI,
     &vhd::VHD,
