@@ -6,6 +6,7 @@ use super::fs::{self, Class, FsInfo};
 use super::resolve::{LooksLikeRoot, read_head};
 use super::volumes::Volumes;
 use crate::error::escape;
+use crate::layer::luks::LUKS;
 use crate::layer::partition::{Partition, Table, open_partition};
 use crate::size::format_size;
 use crate::{Cx, Error, Kind, Result, Volume};
@@ -219,7 +220,8 @@ impl Partitions {
 
     /// The one that holds the root file system, or the only one that holds any: by GPT type,
     /// this architecture's before others'; the only file system beside the one that firmware boots
-    /// from; the only one whose top level looks like a root, or may when the others do not.
+    /// from; the only one whose top level looks like a root, or may when the others do not. What is
+    /// encrypted may be anything, so it is meant when nothing beside it looks like a root.
     ///
     /// # Errors
     /// `Corrupt` when the table is damaged, `NotThisFormat` when it cannot be told; the message
@@ -326,7 +328,9 @@ impl Partitions {
                 Entry::Partition(_) => false,
                 Entry::Volume(index) => self.volumes()?.is_refused(index),
             };
-            if refused || content.is_some_and(|info| info.class == Class::FileSystem) {
+            let may_hold_one =
+                |info: &FsInfo| info.class == Class::FileSystem || is_encrypted(info);
+            if refused || content.is_some_and(may_hold_one) {
                 found.push(entry);
             }
         }
@@ -355,6 +359,9 @@ impl Partitions {
         // Without owners and links there is no root of a system.
         if matches!(info.name.as_str(), "vfat" | "exfat") {
             return Ok(Some(false));
+        }
+        if is_encrypted(info) {
+            return Ok(None);
         }
         let volume = match entry {
             Entry::Volume(index) => self.volumes()?.open(index)?,
@@ -404,6 +411,11 @@ impl Partitions {
         facts.extend(self.content(index)?.map(ToString::to_string));
         Ok(format!("{} ({})", entry.number, facts.join(", ")))
     }
+}
+
+/// Whether only a key shows what it is.
+fn is_encrypted(info: &FsInfo) -> bool {
+    info.name == LUKS.name
 }
 
 /// Whether `name` is `value`, with one of the tags of mount(8) before it or without any.

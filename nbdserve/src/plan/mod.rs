@@ -28,5 +28,5 @@ pub use info::{AccessInfo, Info, LayerInfo, PartitionInfo, TableInfo};
 pub use resolve::{
     LooksLikeRoot, Opened, Request, Resolved, Step, inspect, looks_plain, reopen, resolve,
 };
-pub use spec::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+pub use spec::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
 pub use volumes::VolumeInfo;

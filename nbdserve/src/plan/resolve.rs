@@ -4,7 +4,8 @@ use super::choose::{Entry, Partitions};
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
 use super::volumes::VolumeInfo;
-use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+use super::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
+use crate::layer::luks::LUKS;
 use crate::layer::partition::{PARTITION, Table, read_table};
 use crate::layer::split::SPLIT;
 use crate::layer::{Confidence, LAYERS, LayerType, Sample, Verdict, lvm, offset, raid};
@@ -79,6 +80,18 @@ pub fn resolve(
     looks_like_root: LooksLikeRoot<'_>,
     cx: &Cx,
 ) -> Result<Resolved> {
+    resolve_to(source, name, request, looks_like_root, false, cx)
+}
+
+/// `locks`: a layer whose key is missing is no error but the end of the way.
+fn resolve_to(
+    source: Volume,
+    name: &str,
+    request: &Request,
+    looks_like_root: LooksLikeRoot<'_>,
+    locks: bool,
+    cx: &Cx,
+) -> Result<Resolved> {
     let mut walk = Walk::new(source, name, cx);
     let mut raw = false;
     let mut layers = &request.layers[..];
@@ -102,7 +115,18 @@ pub fn resolve(
     loop {
         match walk.look(&pick, raw)? {
             Found::Layer(spec, evidence) if !is_member(&spec) => {
-                walk.enter(spec, evidence, Vec::new())?;
+                let layer = spec.name().to_owned();
+                match walk.enter(spec, evidence.clone(), Vec::new()) {
+                    Err(error) if locks && error.kind() == Kind::Secret => {
+                        let why = error.to_string();
+                        return walk.finish(Content::Locked(Locked {
+                            layer,
+                            evidence,
+                            why,
+                        }));
+                    }
+                    other => other?,
+                }
             }
             Found::Layer(_, _) => {
                 let partitions = Partitions::new(&walk.volume, None, &walk.cx);
@@ -138,7 +162,8 @@ pub fn resolve(
 }
 
 /// As [`resolve()`] for the bytes of the whole disk, with the contents of all partitions. Where a
-/// jump costs the decoding of the whole image only what is known anyway is told.
+/// jump costs the decoding of the whole image only what is known anyway is told. A layer that was
+/// found and whose key is missing is told of as [`Content::Locked`].
 ///
 /// # Errors
 /// As [`resolve()`].
@@ -148,7 +173,7 @@ pub fn inspect(source: Volume, name: &str, layers: &[LayerSpec], cx: &Cx) -> Res
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
     };
-    resolve(source, name, &request, &|_, _| None, cx)
+    resolve_to(source, name, &request, &|_, _| None, true, cx)
 }
 
 /// Whether nothing of an image has to be decoded, as far as its first and last bytes and the layers
@@ -340,11 +365,16 @@ impl<'a> Walk<'a> {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
-        // The spec may name an entry by now.
-        self.cx.place = inside(&spec.to_string());
+        // The spec may name an entry by now. What was encrypted is not kept as it is decrypted.
+        self.cx.place = match layer.name == LUKS.name || !volume.may_be_kept() {
+            true => None,
+            false => inside(&spec.to_string()),
+        };
+        let volume_notes = volume.notes();
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
+        notes.extend(volume_notes);
         self.steps.push(Step {
             layer: spec,
             evidence,
@@ -486,7 +516,9 @@ impl<'a> Walk<'a> {
                 format!("{what} is {info}, which is no file system"),
             )
             .hint("--fuse shows it as a file")),
-            (Content::Disk | Content::Bytes, _) => Err(self.nothing_known(as_bytes)),
+            (Content::Disk | Content::Bytes | Content::Locked(_), _) => {
+                Err(self.nothing_known(as_bytes))
+            }
         }
     }
 
@@ -511,7 +543,9 @@ impl<'a> Walk<'a> {
         let (what, wanted) = (self.what(), crate::error::escape(wanted));
         let found = match content {
             Content::FileSystem(info) | Content::Other(info) => format!("it is {info}"),
-            Content::Disk | Content::Bytes => "it is nothing we know".to_owned(),
+            Content::Disk | Content::Bytes | Content::Locked(_) => {
+                "it is nothing we know".to_owned()
+            }
         };
         let what = format!("{what} has no partition table to find \"{wanted}\" in: {found}");
         Error::new(Kind::NotThisFormat, what)
