@@ -158,6 +158,12 @@ pub trait Device: Send + Sync + Debug {
         None
     }
 
+    /// Whether what is decoded of it may be kept for the next mount, under the name of the source:
+    /// not what is decrypted here, and not what other files have a part in.
+    fn may_be_kept(&self) -> bool {
+        true
+    }
+
     /// What is unusual about it, for `--info`. Texts from the image are escaped.
     fn notes(&self) -> Vec<String> {
         Vec::new()

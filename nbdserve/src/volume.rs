@@ -108,6 +108,12 @@ impl Volume {
         self.inner.device.parts()
     }
 
+    /// As [`crate::Device::may_be_kept`].
+    #[must_use]
+    pub fn may_be_kept(&self) -> bool {
+        self.inner.device.may_be_kept()
+    }
+
     /// What is unusual about it, for `--info`.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {

@@ -4,6 +4,7 @@ mod args;
 mod cache;
 mod helper;
 mod info;
+mod keys;
 mod mount;
 mod prefetch;
 
@@ -13,6 +14,7 @@ use clap::Parser;
 use nbdserve::{Error, Kind, Result};
 
 pub use args::Cli;
+pub use keys::KeyArgs;
 
 use crate::unit::exit::Exit;
 use crate::unit::front::print_report;

@@ -21,6 +21,7 @@ use crate::unit::image::{Image, Remote};
 use crate::unit::launch;
 use crate::unit::message::{Request, Show};
 use crate::unit::record::{self, StateDir};
+use crate::unit::secrets::{Asking, Keys};
 use crate::unit::stop::{self, Outcome};
 use crate::unit::supervise::supervise;
 use crate::unit::{command, plain, target};
@@ -28,6 +29,11 @@ use nbdfuse::mount::Mode;
 
 /// Makes the image appear, or runs the command in it.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
+    let terminal = Arc::new(Terminal::new());
+    let asked = Asked {
+        keys: cli.keys.open(&terminal)?,
+        terminal,
+    };
     let source = Source::open(cli, image)?;
     let name = source.name(image)?;
     let id = record::new_id()?;
@@ -38,9 +44,15 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
             .ok_or_else(|| Error::new(Kind::Io, "no target"))?;
         let (target, missing) = target::check(target, cli.show())?;
         let request = cli.request(id, name, target, missing, false);
-        return up(cli, &request, source);
+        return up(cli, &request, source, asked);
     }
-    run_command(cli, name, source, id)
+    run_command(cli, name, source, id, asked)
+}
+
+/// Whoever answers while the unit starts.
+struct Asked {
+    keys: Arc<Keys>,
+    terminal: Arc<Terminal>,
 }
 
 /// A plain image that the kernel reads by itself.
@@ -48,7 +60,7 @@ const NOTHING_TO_PREFETCH: &str =
     "nothing is decoded, so there is nothing to prefetch: the kernel keeps what is read";
 
 /// Makes the image appear and returns, or with --foreground stays.
-fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
+fn up(cli: &Cli, request: &Request, source: Source, asked: Asked) -> Result<Exit> {
     if let Some(mounted) = source.try_plain(request)? {
         if request.prefetch {
             eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
@@ -60,14 +72,17 @@ fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
     }
     let image = source.into_image();
     if cli.foreground {
-        let front: Arc<dyn Front> = Arc::new(Terminal::new());
+        let front: Arc<dyn Front> = asked.terminal;
+        let (_asking, asker) = Asking::start(asked.keys)?;
         // It has printed its error itself.
-        return Ok(match supervise(request.clone(), image, &front, None) {
-            Ok(()) => Exit::Done,
-            Err(_) => Exit::Failed,
-        });
+        return Ok(
+            match supervise(request.clone(), image, asker, &front, None) {
+                Ok(()) => Exit::Done,
+                Err(_) => Exit::Failed,
+            },
+        );
     }
-    match launch::start(request, &image) {
+    match launch::start(request, &image, asked.keys, &asked.terminal) {
         Ok(started) => {
             tracing::debug!("mounted by {}", started.via);
             Ok(Exit::Done)
@@ -79,7 +94,7 @@ fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
     }
 }
 
-fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String) -> Result<Exit> {
+fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String, asked: Asked) -> Result<Exit> {
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
@@ -87,7 +102,8 @@ fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String) -> Result<E
     let request = cli.request(id, name, folder.clone(), true, true);
     let mut channel = None;
     if source.try_plain(&request)?.is_none() {
-        match launch::start(&request, &source.into_image()) {
+        let image = source.into_image();
+        match launch::start(&request, &image, asked.keys, &asked.terminal) {
             Ok(started) => channel = Some(started.channel),
             Err(report) => {
                 print_report(&report);
@@ -214,13 +230,17 @@ impl Cli {
     }
 
     /// A context for a look at the image in this process.
-    pub(super) fn cx(&self, terminal: &Arc<Terminal>) -> Cx {
+    ///
+    /// # Errors
+    /// When a key that was named cannot be opened.
+    pub(super) fn cx(&self, terminal: &Arc<Terminal>) -> Result<Cx> {
         let mut cx = Cx::new(self.cache_bytes());
         cx.observer = Arc::clone(terminal) as Arc<dyn Observer>;
         cx.temp_dir = self.temp_dir();
         cx.verify = self.verify;
+        cx.secrets = self.keys.open(terminal)?;
         cx.store = self.disk_cache().open();
-        cx
+        Ok(cx)
     }
 
     /// The folders that the image may refer to, as the server will find them.
@@ -265,7 +285,11 @@ impl Cli {
             show: self.show(),
             via: self.via,
             write: self.write,
-            layers: self.layers.clone(),
+            layers: self
+                .layers
+                .iter()
+                .map(|spec| spec.clone().with_absolute_paths())
+                .collect(),
             partition: self.partition.clone(),
             mount_options: self.options.clone(),
             cache_bytes: self.cache_bytes(),

@@ -20,15 +20,17 @@ use nbdserve::layer::split;
 use nbdserve::plan::{self, Resolved};
 use nbdserve::prefetch::Prefetch;
 use nbdserve::references::References;
+use nbdserve::secret::Secrets;
 use nbdserve::source::OpenMode;
 use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
 
 use super::channel::Channel;
 use super::events::{self, FOREVER};
 use super::image::{Image, open_files};
-use super::message::{FromServer, Means, Opened, Request, Start, ToServer};
+use super::message::{FromServer, Means, Opened, Request, ToServer};
 use super::record::StateDir;
 use super::respawn::{self, Role};
+use super::secrets::Asker;
 use super::undo::source_of;
 use crate::sys::process::{bound_heap, set_io_flusher};
 use crate::sys::rights::may_mount_devices;
@@ -92,8 +94,7 @@ impl Server {
         let Some((ToServer::Open(start), fds)) = self.next_order()? else {
             return Ok(());
         };
-        let Start { request, remote } = *start;
-        let image = Image::from_parts(remote, fds)?;
+        let (request, image, asker) = start.parts(fds)?;
         crate::log::to_file(
             &StateDir::of_user().unit(&self.id).join("log"),
             request.verbosity,
@@ -105,9 +106,12 @@ impl Server {
             tracing::warn!("memory pressure may stall writes to this image: {error}");
         }
         let observer = Arc::new(Reporter::new(Arc::clone(&self.channel)));
-        let cx = context(&request, &observer);
+        let mut cx = context(&request, &observer);
+        let asker = Arc::new(Asker::from_fd(asker));
+        cx.secrets = Arc::clone(&asker) as Arc<dyn Secrets>;
         let backing = (!request.write).then(|| image.regular_file()).flatten();
         let resolved = open(&request, image, cx.clone())?;
+        asker.done();
         let prefetch = request
             .prefetch
             .then(|| Arc::new(Prefetch::new(&resolved.volume)));
@@ -335,7 +339,7 @@ fn open(request: &Request, image: Image, mut cx: Cx) -> Result<Resolved> {
             Kind::ReadOnly,
             format!("the layer {layer} cannot be written to"),
         )
-        .hint("leave -w away to read it"));
+        .hint("leave -w away to read it, or take --cow: writes go beside the image then"));
     }
     Ok(resolved)
 }

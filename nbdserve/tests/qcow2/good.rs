@@ -2,7 +2,7 @@
 
 use nbdserve::testing::conformance::{self, read_all};
 
-use crate::images::{Folder, MIB};
+use crate::images::{Folder, MIB, compare_extents};
 
 /// Options of `qemu-img convert` for images of all sorts.
 const SORTS: &[&str] = &[
@@ -57,6 +57,7 @@ fn images_of_all_sorts_read_as_what_they_were_made_of() {
         let volume = folder.open("image").unwrap();
         assert!(read_all(&volume) == disk, "{sort}");
         assert!(folder.oracle("image", &[]) == disk, "{sort}");
+        compare_extents(&folder, "image", &volume);
     }
 }
 

@@ -7,7 +7,7 @@ use nbdserve::layer::qcow2::QCOW2;
 use nbdserve::references::References;
 use nbdserve::source::{File, OpenMode};
 use nbdserve::testing::{disk_like, tools};
-use nbdserve::{Cx, Result, Volume};
+use nbdserve::{ByteRange, Cx, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
 
@@ -53,6 +53,16 @@ impl Folder {
         self.run("qemu-img", args)
     }
 
+    /// Runs commands of qemu-io on an image.
+    pub(crate) fn io(&self, name: &str, commands: &[&str]) {
+        let mut args = vec!["-f", "qcow2"];
+        for command in commands {
+            args.extend(["-c", command]);
+        }
+        args.push(name);
+        self.run("qemu-io", &args);
+    }
+
     /// Writes a raw disk.
     pub(crate) fn raw(&self, name: &str, bytes: &[u8]) {
         std::fs::write(self.path(name), bytes).unwrap();
@@ -82,6 +92,38 @@ impl Folder {
         let path = self.path(name);
         let below = Volume::new(File::open(&path, OpenMode::ReadOnly)?);
         open_on(&below, &path, args, cx)
+    }
+}
+
+/// What `qemu-img map` says of an image, and what `volume` says of itself: bytes that it says are zero
+/// are zero here too. There may be more.
+pub(crate) fn compare_extents(folder: &Folder, name: &str, volume: &Volume) {
+    let map = folder.img(&["map", "--output=json", name]);
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    let ours = volume
+        .extents(ByteRange::between(0, volume.size()))
+        .unwrap();
+    let mut ours = ours.runs().iter().peekable();
+    for entry in map.as_array().unwrap() {
+        let start = entry["start"].as_u64().unwrap();
+        let end = start + entry["length"].as_u64().unwrap();
+        let zero = entry["zero"].as_bool().unwrap();
+        while let Some(run) = ours.peek() {
+            let part = run.range.intersect(ByteRange::between(start, end));
+            if !part.is_empty() {
+                assert!(run.flags.zero || !zero, "{part}: {entry}\n{map:#}");
+                let len = usize::try_from(part.len()).unwrap().min(4 * MIB);
+                let bytes = volume.read_vec(part.start(), len).unwrap();
+                assert!(
+                    !run.flags.zero || bytes.iter().all(|byte| *byte == 0),
+                    "{part}"
+                );
+            }
+            if run.range.end() > end {
+                break;
+            }
+            ours.next();
+        }
     }
 }
 

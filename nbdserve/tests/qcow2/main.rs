@@ -2,8 +2,14 @@
 //! field.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod chain;
 mod consistency;
+mod counts;
 mod crash;
+mod encrypted;
+mod forge;
 mod good;
 mod images;
+mod lies;
+mod snapshots;
 mod write;

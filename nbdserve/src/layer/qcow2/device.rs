@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::NAME;
 use super::compressed::CompressedClusters;
+use super::crypto;
 use super::header::Header;
 use super::map::{Run, What};
 use super::tables::Tables;
 use super::write::WriteSide;
 use crate::cache::{Blocks, Huge};
+use crate::layer::luks::SectorCipher;
 use crate::layer::scan::{narrow, wide};
 use crate::stats::BlockStats;
 use crate::{
@@ -29,6 +31,8 @@ pub(super) struct Parts {
     pub(super) tables: Tables,
     /// What is read where nothing is allocated.
     pub(super) backing: Option<Volume>,
+    /// For clusters that are encrypted.
+    pub(super) cipher: Option<Arc<SectorCipher>>,
     /// What is unusual.
     pub(super) notes: Vec<String>,
     /// For an image that can be written.
@@ -41,6 +45,7 @@ pub(super) struct Qcow2 {
     header: Header,
     tables: Arc<Tables>,
     backing: Option<Volume>,
+    cipher: Option<Arc<SectorCipher>>,
     notes: Vec<String>,
     /// `None` when the file is not open for writing, or a snapshot is shown.
     side: Option<WriteSide>,
@@ -62,6 +67,7 @@ impl Qcow2 {
             header,
             tables,
             backing,
+            cipher,
             notes,
             side,
         } = parts;
@@ -71,6 +77,10 @@ impl Qcow2 {
         let mut geometry = Geometry::bytes(tables.size());
         let below = tables.data().volume().geometry();
         geometry.access = below.access;
+        if let Some(cipher) = &cipher {
+            // At most 4096.
+            geometry.min_block = u32::try_from(cipher.sector()).unwrap_or(4096);
+        }
         geometry.preferred_block = geometry.preferred_block.max(below.preferred_block);
         if let Some(backing) = &backing {
             geometry.access = geometry.access.max(backing.geometry().access);
@@ -89,6 +99,7 @@ impl Qcow2 {
             header,
             tables,
             backing,
+            cipher,
             notes,
             side,
             blocks,
@@ -121,7 +132,10 @@ impl Qcow2 {
                 buf.fill(0);
                 Ok(())
             }
-            What::Data(at) => self.tables.data().read_at(buf, at),
+            What::Data(at) => match &self.cipher {
+                None => self.tables.data().read_at(buf, at),
+                Some(cipher) => crypto::read(cipher, self.tables.data(), buf, at),
+            },
             What::Compressed(number, _) => {
                 let skip = self.tables.shape().within(offset);
                 self.blocks.read(number, skip, buf)
@@ -223,6 +237,10 @@ impl Device for Qcow2 {
             match run.what {
                 What::Zero { allocated: true } => out.push_until(part.end(), ExtentFlags::ZERO),
                 What::Zero { allocated: false } => out.push_until(part.end(), ExtentFlags::HOLE),
+                // A hole is noise when it is decrypted.
+                What::Data(_) if self.cipher.is_some() => {
+                    out.push_until(part.end(), ExtentFlags::DATA);
+                }
                 What::Data(at) => {
                     let there = ByteRange::between(at, at.saturating_add(part.len()));
                     self.tables.data().extents(there, part.start(), out)?;
@@ -297,6 +315,12 @@ impl Device for Qcow2 {
 
     fn cost(&self) -> Option<Cost> {
         self.cost
+    }
+
+    fn may_be_kept(&self) -> bool {
+        // Another file may change and this one not.
+        let alone = self.backing.is_none() && !self.header.shape().external;
+        alone && self.cipher.is_none()
     }
 
     fn notes(&self) -> Vec<String> {

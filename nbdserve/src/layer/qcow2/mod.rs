@@ -9,6 +9,7 @@ mod alloc;
 mod chain;
 mod changes;
 mod compressed;
+mod crypto;
 mod device;
 mod entry;
 mod extension;
@@ -27,13 +28,13 @@ mod zero;
 
 use device::{Parts, Qcow2};
 use file::HostFile;
-use header::{Encryption, Header, incompatible};
+use header::{Compression, Encryption, Header, incompatible};
 use tables::{Root, Tables};
 use write::WriteSide;
 
 use super::scan::narrow;
 use super::{Args, Confidence, INDEX_PART, LayerType, Param, Sample, Verdict};
-use crate::{Cx, Error, Kind, Result, Volume};
+use crate::{Cx, Result, Volume};
 
 const NAME: &str = "qcow2";
 /// The header's extensions, and the name of the backing file, are within so many bytes.
@@ -77,9 +78,9 @@ fn probe(sample: &Sample<'_>) -> Verdict {
 fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
     let head = below.read_vec(0, narrow(below.size().min(HEAD)))?;
     let header = Header::parse(&head, below.size())?;
-    let mut notes = Vec::new();
-    check(&header, &mut notes)?;
+    let mut notes = notes(&header);
     let file = HostFile::new(below);
+    let cipher = crypto::cipher(&header, &file, cx)?;
     let root = match args.get("snapshot") {
         Some(wanted) => snapshot::root(&header, &file, wanted)?,
         None => Root::active(&header),
@@ -98,25 +99,22 @@ fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
         header,
         tables,
         backing,
+        cipher,
         notes,
         side,
     };
     Ok(Volume::new(Qcow2::new(parts, cx)?))
 }
 
-/// Refuses what cannot be read, and says what is unusual.
-fn check(header: &Header, notes: &mut Vec<String>) -> Result<()> {
-    match header.encryption {
-        Encryption::None => {}
-        Encryption::Aes => {
-            let what = "it is encrypted in QEMU's old way (AES, method 1), which is not supported";
-            return Err(Error::new(Kind::Unsupported, what)
-                .hint("qemu-img convert makes an image of another sort of it"));
-        }
-        Encryption::Luks => {
-            let what = "it is encrypted (LUKS, method 2), which this version cannot open";
-            return Err(Error::new(Kind::Unsupported, what));
-        }
+/// What is unusual about it, but does not keep anybody from reading it.
+fn notes(header: &Header) -> Vec<String> {
+    let mut notes = Vec::new();
+    if header.compression != Compression::Zlib {
+        let name = header.compression.name();
+        notes.push(format!("clusters are compressed by {name}"));
+    }
+    if header.encryption == Encryption::Luks {
+        notes.push("encrypted (LUKS)".to_owned());
     }
     if header.has(incompatible::CORRUPT) {
         notes.push("it is marked as corrupt: qemu-img check tells more".to_owned());
@@ -124,5 +122,5 @@ fn check(header: &Header, notes: &mut Vec<String>) -> Result<()> {
     if header.has(incompatible::DIRTY) {
         notes.push("it was not closed: its reference counts may be wrong".to_owned());
     }
-    Ok(())
+    notes
 }

@@ -2,6 +2,7 @@
 //! wanted, of which those that were wanted last are kept.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -44,7 +45,6 @@ impl Root {
 }
 
 /// The tables of a disk.
-#[derive(Debug)]
 pub(super) struct Tables {
     shape: Shape,
     root: Root,
@@ -64,6 +64,16 @@ pub(super) struct Tables {
     clock: AtomicU64,
     /// Held while slices are dropped.
     evicting: Mutex<()>,
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables")
+            .field("shape", &self.shape)
+            .field("root", &self.root)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A piece of an L2 table.

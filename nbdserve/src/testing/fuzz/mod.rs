@@ -5,6 +5,7 @@
 //! mutations, one test of `nbdserve/tests/fuzz.rs`. They check more than that nothing breaks: what
 //! was opened is read, read again, and held against its own extents.
 
+mod disks;
 mod gzip;
 mod lz4;
 mod mend;
@@ -12,6 +13,7 @@ mod nbd;
 mod packed;
 mod partition;
 mod plan;
+mod qcow2;
 mod simg;
 mod tar;
 mod xz;
@@ -122,8 +124,28 @@ pub static TARGETS: &[Target] = &[
         run: packed::lzip,
     },
     Target {
+        name: "qcow2_open",
+        run: qcow2::open,
+    },
+    Target {
         name: "simg_open",
         run: simg::open,
+    },
+    Target {
+        name: "vmdk_open",
+        run: disks::vmdk,
+    },
+    Target {
+        name: "vdi_open",
+        run: disks::vdi,
+    },
+    Target {
+        name: "vhd_open",
+        run: disks::vhd,
+    },
+    Target {
+        name: "vhdx_open",
+        run: disks::vhdx,
     },
     Target {
         name: "gpt",
@@ -143,6 +165,8 @@ pub static TARGETS: &[Target] = &[
     },
 ];
 
+/// Which parts of a file the target `vhdx_open` takes.
+pub use disks::VHDX_PARTS;
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
 
