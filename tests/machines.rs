@@ -89,7 +89,11 @@ fn the_disk_in_an_ova_is_mounted() {
         let ova = sandbox.new_file("box.ova", b"");
         let folder = ovf.parent().unwrap();
         let mut command = Command::new("tar");
-        command.arg("--format=ustar").arg("-C").arg(folder).arg("-cf");
+        command
+            .arg("--format=ustar")
+            .arg("-C")
+            .arg(folder)
+            .arg("-cf");
         must(command.arg(&ova).args(["box.ovf", "box-disk1.vmdk"]));
         fs::remove_file(&disk).unwrap();
         mounts(&sandbox, &ova);

@@ -466,11 +466,7 @@ fn formats_that_cannot_be_opened_yet_are_named() {
         let found = plan::resolve(open(&image), "image", &as_it_is(), &|_, _| None, &cx()).unwrap();
         assert_eq!(found.volume.size(), fs::metadata(&image).unwrap().len());
     };
-    for (format, name) in [
-        ("qcow", "qcow"),
-        ("qed", "qed"),
-        ("parallels", "parallels"),
-    ] {
+    for (format, name) in [("qcow", "qcow"), ("qed", "qed"), ("parallels", "parallels")] {
         let _ = fs::remove_file(&image);
         tools::run("qemu-img", ["create", "-q", "-f", format, out, "4M"]);
         check(name);
