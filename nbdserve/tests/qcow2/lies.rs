@@ -275,7 +275,7 @@ fn a_table_that_memory_does_not_take_is_refused_before_it_is_read() {
     put64(&mut file, 24, 1 << (21 + 19));
     put32(&mut file, 36, 1 << 19);
     put64(&mut file, 40, at as u64);
-    let below = nbdserve::source::Memory::volume(file.clone());
+    let below = nbdserve::source::Memory::read_only(file.clone());
     let error =
         (QCOW2.open)(&below, &nbdserve::layer::Args::new(), &Cx::new(32 << 20)).unwrap_err();
     assert_eq!(error.kind(), Kind::Limit);
@@ -530,7 +530,7 @@ fn names_of_backing_files_that_lie() {
 #[test]
 fn snapshot_tables_that_lie() {
     let snapshot = |file: &[u8]| {
-        let below = nbdserve::source::Memory::volume(file.to_vec());
+        let below = nbdserve::source::Memory::read_only(file.to_vec());
         let args = [("snapshot".to_owned(), "a".to_owned())].into();
         (QCOW2.open)(&below, &args, &cx())
     };
