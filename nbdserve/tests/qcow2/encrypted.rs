@@ -132,7 +132,8 @@ fn an_encrypted_image_on_a_plain_one_and_the_other_way() {
         "create", "-q", "-f", "qcow2", "-u", "-b", "base", "-F", "qcow2", "over", "3M",
     ]);
     let over = "driver=qcow2,file.filename=over,backing.driver=qcow2,backing.encrypt.key-secret=s,\
-         backing.file.filename=base".to_string();
+         backing.file.filename=base"
+        .to_string();
     let secret = "secret,id=s,data=swordfish";
     folder.run(
         "qemu-io",
