@@ -17,6 +17,7 @@ mod plan;
 mod qcow2;
 mod simg;
 mod tar;
+mod volumes;
 mod xz;
 mod zip;
 mod zstd;
@@ -167,6 +168,22 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "mbr",
         run: partition::mbr,
+    },
+    Target {
+        name: "lvm_text",
+        run: volumes::lvm_text,
+    },
+    Target {
+        name: "lvm_open",
+        run: volumes::lvm_open,
+    },
+    Target {
+        name: "md_superblock",
+        run: volumes::md_superblock,
+    },
+    Target {
+        name: "raid_open",
+        run: volumes::raid_open,
     },
     Target {
         name: "nbd_request",
