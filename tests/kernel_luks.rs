@@ -97,7 +97,7 @@ fn the_kernel_and_we_read_what_the_other_writes() {
         limit,
         || {
             // dm-crypt needs encrypted keys, which need cbc when they are loaded.
-        for module in ["cbc", "ecb", "xts", "essiv", "dm-mod", "dm-crypt"] {
+            for module in ["cbc", "ecb", "xts", "essiv", "dm-mod", "dm-crypt"] {
                 run("modprobe", &["-d", "/run/kmod", module]);
             }
             fs::write("/tmp/key", KEY).expect("write the key");
