@@ -56,7 +56,6 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
-    &luks::LUKS,
     &vmdk::VMDK,
     &vdi::VDI,
     &vhd::VHD,
