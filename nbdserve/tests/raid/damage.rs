@@ -59,8 +59,14 @@ fn each_field_at_its_extremes_is_refused_or_within_bounds() {
                         };
                         place.copy_from_slice(bytes);
                         let changed = image != good;
-                        // Without a right checksum it is nothing.
-                        if changed && !(152..160).contains(&field) && !(212..224).contains(&field) {
+                        // Without a right checksum it is nothing. It is a sum: two words may change
+                        // places, and a word of ones is one of zeroes.
+                        if changed
+                            && value != u64::MAX
+                            && width < 8
+                            && !(152..160).contains(&field)
+                            && !(212..224).contains(&field)
+                        {
                             let broken = disk(&[image.clone(), second.clone()], 0xfd);
                             assert!(
                                 opens(&broken).is_none(),
