@@ -444,6 +444,35 @@ fn compressed_clusters_that_cannot_be_decoded() {
 }
 
 #[test]
+fn a_compressed_cluster_at_the_end_of_a_huge_disk_takes_no_more_memory_than_others() {
+    // Zeroes: a bit is kept for it, and that bit has a number of 38 bits.
+    let big = 2 << 20;
+    let mut file = vec![0; 4 * big];
+    file[..112].copy_from_slice(&image()[..112]);
+    put32(&mut file, 20, 21);
+    let entries = 1 << 17;
+    let size = entries << (21 + 18);
+    put64(&mut file, 24, size);
+    put32(&mut file, 36, entries as u32);
+    put64(&mut file, 40, big as u64);
+    put64(&mut file, 48, 0);
+    put32(&mut file, 56, 0);
+    let last = big + (entries as usize - 1) * 8;
+    put64(&mut file, last, 2 * big as u64 | COPIED);
+    let data = 3 * big as u64;
+    put64(&mut file, 3 * big - 8, 1 << 62 | data | 9 << (70 - 21));
+    let zeroes = crate::forge::deflate(&vec![0; big]);
+    file[3 * big..3 * big + zeroes.len()].copy_from_slice(&zeroes);
+    let volume = open(&file).unwrap();
+    for _ in 0..2 {
+        let found = volume.read_vec(size - 4096, 4096).unwrap();
+        assert!(found.iter().all(|byte| *byte == 0));
+    }
+    let stats = volume.stats().blocks.unwrap();
+    assert_eq!(stats.decodes, 1, "{stats:?}");
+}
+
+#[test]
 fn header_extensions_that_lie() {
     check(
         Kind::Corrupt,

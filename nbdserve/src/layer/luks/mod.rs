@@ -6,6 +6,8 @@
 
 mod cipher;
 mod device;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzzing;
 mod hash;
 mod header;
 mod header1;

@@ -7,6 +7,7 @@
 
 mod disks;
 mod gzip;
+mod luks;
 mod lz4;
 mod mend;
 mod nbd;
@@ -133,6 +134,18 @@ pub static TARGETS: &[Target] = &[
         run: simg::open,
     },
     Target {
+        name: "luks1_header",
+        run: luks::header1,
+    },
+    Target {
+        name: "luks2_header",
+        run: luks::header2,
+    },
+    Target {
+        name: "luks_open",
+        run: luks::open,
+    },
+    Target {
         name: "vmdk_open",
         run: disks::vmdk,
     },
@@ -186,6 +199,7 @@ pub static TARGETS: &[Target] = &[
 pub use disks::VHDX_PARTS;
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
+pub use luks::{PASSPHRASE as LUKS_PASSPHRASE, assert_opens as assert_luks_opens};
 
 /// Runs the target called `name`.
 ///
@@ -213,7 +227,12 @@ fn cx() -> Cx {
 pub(crate) fn may_refuse(error: &Error) {
     let expected = matches!(
         error.kind(),
-        Kind::NotThisFormat | Kind::Unsupported | Kind::Corrupt | Kind::Limit | Kind::NoSpace
+        Kind::NotThisFormat
+            | Kind::Unsupported
+            | Kind::Corrupt
+            | Kind::Limit
+            | Kind::NoSpace
+            | Kind::Secret
     );
     assert!(expected, "{error:?}");
     let report = error.report().to_string();
