@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Sink;
+use super::behind::{self, Behind};
 use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, may_pass};
 use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
@@ -51,6 +52,8 @@ struct Running {
     /// Bytes of pieces that are not zero.
     kept: u64,
     told: Instant,
+    /// Stores the pieces of a pass.
+    behind: Option<Behind>,
 }
 
 impl<'a> Job<'a> {
@@ -80,7 +83,8 @@ impl<'a> Job<'a> {
         let what = shared.decode.describe(self.number);
         Blocks::check_decoder_memory(&what, decoder_bytes, &shared.cx)?;
         let (class, bytes) = if self.is_pass() {
-            (Class::Pass, decoder_bytes.saturating_add(PIECE_BYTES))
+            let pieces = PIECE_BYTES.saturating_add(Behind::memory(self.block.len()));
+            (Class::Pass, decoder_bytes.saturating_add(pieces))
         } else {
             // Pieces are allocated as they come; a claim that is too long for memory is decoded
             // into a temp file instead, so this is at most a quarter of the budget.
@@ -113,6 +117,10 @@ impl<'a> Job<'a> {
             filled: 0,
             kept: 0,
             told: Instant::now(),
+            behind: match self.is_pass() {
+                true => Behind::start(shared, self.block),
+                false => None,
+            },
         });
         Ok(true)
     }
@@ -239,10 +247,9 @@ impl<'a> Job<'a> {
         let Some(full) = &running.piece else {
             return Ok(());
         };
-        let bytes = &full[..len];
-        let zero = is_zero(bytes);
         match &self.block.store {
             Store::Memory(_) => {
+                let zero = is_zero(&full[..len]);
                 let left = self.block.len() - start - len as u64;
                 let piece = if zero {
                     Piece::Zero
@@ -256,17 +263,20 @@ impl<'a> Job<'a> {
                 }
                 self.block.publish(start, len, piece);
             }
-            Store::File { file, base } => {
-                // A pass that is made again has stored the beginning already.
-                if start >= self.block.ready() {
-                    if zero {
-                        file.write_zero(base + start);
-                    } else {
-                        file.write(bytes, base + start)?;
+            Store::File { .. } => match (running.behind.take(), running.piece.take()) {
+                (Some(behind), Some(piece)) => {
+                    running.piece = behind.give(start, piece, len);
+                    if running.piece.is_none() {
+                        return behind.end();
                     }
-                    self.block.publish_stored(start, len, zero);
+                    running.behind = Some(behind);
                 }
-            }
+                (_, piece) => {
+                    let bytes = piece.as_deref().unwrap_or_default();
+                    behind::store(self.block, start, &bytes[..len])?;
+                    running.piece = piece;
+                }
+            },
         }
         running.at += len as u64;
         running.filled = 0;
@@ -293,7 +303,10 @@ impl<'a> Job<'a> {
     /// The decoder has returned.
     pub(super) fn end(mut self, result: Result<()>) {
         self.ended = true;
-        let result = result.and_then(|()| match &self.running {
+        let behind = self.running.as_mut().and_then(|one| one.behind.take());
+        // Why storing failed is why the decoder broke off, if it did.
+        let stored = behind.map_or(Ok(()), Behind::end);
+        let result = stored.and(result).and_then(|()| match &self.running {
             Some(running) if running.at != self.block.len() => Err(Error::new(
                 Kind::Corrupt,
                 format!(
@@ -384,6 +397,10 @@ impl Drop for Job<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.ended = true;
+            if let Some(behind) = self.running.as_mut().and_then(|one| one.behind.take()) {
+                // Nothing is to be stored of a block that has failed.
+                let _ = behind.end();
+            }
             // The decoder panicked; whoever waits must not wait for ever.
             self.fail(Error::new(Kind::Io, "the decoder ended unexpectedly"));
         }
