@@ -42,7 +42,8 @@ fn measure(image: &Path, key: &Path, threads: usize) -> Result<f64> {
     let mut cx = Cx::new(MEMORY);
     cx.secrets = Arc::new(OneSecret(Secret::new(key)));
     let source = Volume::new(File::open(image, OpenMode::ReadOnly)?);
-    let disk = (LUKS.open)(&source, &Args::new(), &cx).map_err(|error| error.in_layer(LUKS.name))?;
+    let disk =
+        (LUKS.open)(&source, &Args::new(), &cx).map_err(|error| error.in_layer(LUKS.name))?;
     let next = AtomicU64::new(0);
     let begin = Instant::now();
     std::thread::scope(|scope| {
