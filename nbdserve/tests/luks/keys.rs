@@ -137,7 +137,7 @@ fn wrong_answers_are_asked_again_until_there_are_no_more() {
     );
     let what = &asked[0].what;
     let uuid = what
-        .strip_prefix("luks: \"the \\u{1b}[31m label\" (")
+        .strip_prefix("LUKS2 \"the \\u{1b}[31m label\" (")
         .unwrap();
     assert_eq!(uuid.len(), 37, "{what}");
     let (result, asked) = with(&[b"wrong", b"wronger"]);
@@ -155,7 +155,7 @@ fn without_a_key_it_says_what_is_locked() {
     let error = open_with(&image, &[], &cx).unwrap_err();
     assert_eq!(error.kind(), Kind::Secret);
     assert!(
-        error.to_string().starts_with("luks: \"backup\" ("),
+        error.to_string().starts_with("LUKS2 \"backup\" ("),
         "{error}"
     );
     assert!(

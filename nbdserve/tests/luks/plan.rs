@@ -11,7 +11,7 @@ use nbdserve::store::{Place, Store};
 use nbdserve::testing::{conformance, tools};
 use nbdserve::{Cx, Kind, Result, Volume};
 
-use crate::images::{Dir, PASS, cx, open_with};
+use crate::images::{Dir, PASS, cx, open, open_with};
 
 const MIB: usize = 1 << 20;
 
@@ -67,6 +67,17 @@ fn it_is_recognised_with_all_that_can_be_told_without_a_key() {
     );
     second[20_000] ^= 1;
     assert_eq!(probe(&second), None);
+
+    // Longer than what is looked at.
+    let large = [
+        "--luks2-metadata-size=1m",
+        "--luks2-keyslots-size=1048576",
+        "--offset=8192",
+    ];
+    let large = dir.luks2(3 * MIB, &large);
+    let text = format!("{magic}, a header of 1 MiB");
+    assert_eq!(probe(&large), Some((Confidence::MAGIC, text)));
+    assert_eq!(open(&large, PASS).unwrap().size(), MIB as u64);
 
     assert_eq!(probe(&one[1..]), None);
     assert_eq!(probe(b""), None);
