@@ -157,8 +157,17 @@ class Images:
     @functools.cached_property
     def luks(self) -> Path:
         """Encrypted as qemu does it: LUKS1, aes-256, xts, plain64."""
-        secret = f"secret,id=key,file={self.key}"
-        return self._converted("disk.small.luks", "--object", secret, "-O", "luks", "-o", "key-secret=key,iter-time=100")
+        return self._encrypted("disk.small.luks", self.small)
+
+    @functools.cached_property
+    def large_qcow2(self) -> Path:
+        """The large disk as qcow2."""
+        return self._converted("disk.qcow2", "-O", "qcow2", source=self.raw)
+
+    @functools.cached_property
+    def large_luks(self) -> Path:
+        """The large disk, encrypted."""
+        return self._encrypted("disk.luks", self.raw)
 
     @functools.cached_property
     def argon2_luks(self) -> Path:
@@ -180,9 +189,13 @@ class Images:
 
         return self._made(name, "with cryptsetup luksFormat", make)
 
-    def _converted(self, name: str, *options: str) -> Path:
-        small = self.small
-        make = lambda part: run(["qemu-img", "convert", "-q", "-f", "raw", *options, str(small), str(part)])
+    def _encrypted(self, name: str, source: Path) -> Path:
+        secret = f"secret,id=key,file={self.key}"
+        return self._converted(name, "--object", secret, "-O", "luks", "-o", "key-secret=key,iter-time=100", source=source)
+
+    def _converted(self, name: str, *options: str, source: Path | None = None) -> Path:
+        source = source or self.small
+        make = lambda part: run(["qemu-img", "convert", "-q", "-f", "raw", *options, str(source), str(part)])
         return self._made(name, f"with qemu-img convert {' '.join(options)}", make)
 
     def _overlay(self, name: str, below: Path, mark: int) -> Path:

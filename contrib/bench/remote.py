@@ -41,8 +41,6 @@ class Remote:
 
     bench: Bench
     images: Images
-    # The disk of 256 MiB in place of the large one.
-    small: bool = False
     # The last run of each contender.
     _runs: dict[str, Run] = field(default_factory=dict)
 
@@ -98,19 +96,14 @@ class Remote:
 
     @contextlib.contextmanager
     def _served(self):
-        command = [sys.executable, SERVER, str(self.raw.parent), str(DELAY_MS)]
+        command = [sys.executable, SERVER, str(self.images.multi.parent), str(DELAY_MS)]
         with daemon(command, stdout=subprocess.PIPE, text=True) as server:
             yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-
-    @property
-    def raw(self) -> Path:
-        """The disk as it is."""
-        return self.images.small if self.small else self.images.raw
 
     @functools.cached_property
     def files(self) -> list[str]:
         """Evenly spread over the sorted tree."""
-        with self.bench.kernel_tree(self.raw) as tree:
+        with self.bench.kernel_tree(self.images.raw) as tree:
             found = sorted(
                 str(path.relative_to(tree))
                 for path in tree.rglob("*")
@@ -131,7 +124,7 @@ class Remote:
         """Where on the disk these files are, what leads to them and the superblock: the blocks' first bytes."""
         places = {0, PARTITION_AT}
         folders = {str(parent) for name in self.files for parent in Path(name).parents}
-        image = f"{self.raw}?offset={PARTITION_AT}"
+        image = f"{self.images.raw}?offset={PARTITION_AT}"
         asked = "".join(f'blocks "/{name}"\nimap "/{name}"\n' for name in [*self.files, *sorted(folders - {"."}), ""])
         script = self.bench.work / "debugfs"
         script.write_text(asked)

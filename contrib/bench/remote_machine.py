@@ -10,8 +10,13 @@ from remote import BLOCK_OF_FS, DELAY_MS, FILES, Remote, Run
 from remote_packed import CACHED
 from uses import OURS
 
+# nbdkit's filters as they come, and in large pieces: fewer requests for more bytes than are needed.
+USUAL = ("readahead", "cache", "cache-on-read=true")
+LARGE = ", by 1 MiB"
 # qcow2's usual.
 CLUSTER = 64 << 10
+# What is fetched where nothing else is known: nbdkit's cache does the same.
+PIECE = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,7 @@ class Image:
     # From the server's address to a mounted tree.
     stacks: dict[str, Callable]
     # What a mount has to fetch, in words, and bytes of each piece of that.
-    needed: str
-    piece: int
+    needed: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class RemoteMachine:
 
     def _images(self) -> list[Image]:
         images, bench = self.remote.images, self.remote.bench
-        qcow2, luks, key = images.qcow2, images.luks, images.key
+        qcow2, luks, key = images.large_qcow2, images.large_luks, images.key
         with_qemu, with_nbdkit = "nbdkit curl + qemu-nbd", "nbdkit curl"
         return [
             Image(
@@ -51,10 +55,10 @@ class RemoteMachine:
                 with_qemu,
                 {
                     OURS: lambda url: bench.loopmount_tree(f"{url}/{qcow2.name}", False),
-                    with_qemu: lambda url: bench.nbdkit_qcow2_tree(["curl", f"{url}/{qcow2.name}"], *CACHED),
+                    with_qemu: lambda url: bench.nbdkit_qcow2_tree(["curl", f"{url}/{qcow2.name}"], *USUAL),
+                    with_qemu + LARGE: lambda url: bench.nbdkit_qcow2_tree(["curl", f"{url}/{qcow2.name}"], *CACHED),
                 },
-                "the clusters needed",
-                CLUSTER,
+                (("the clusters needed", CLUSTER),),
             ),
             Image(
                 "luks",
@@ -64,11 +68,13 @@ class RemoteMachine:
                 {
                     OURS: lambda url: bench.loopmount_tree(f"{url}/{luks.name}", False, f"--key-file={key}"),
                     with_nbdkit: lambda url: bench.nbdkit_tree(
+                        ["curl", f"{url}/{luks.name}"], False, "luks", f"passphrase=+{key}", *USUAL
+                    ),
+                    with_nbdkit + LARGE: lambda url: bench.nbdkit_tree(
                         ["curl", f"{url}/{luks.name}"], False, "luks", f"passphrase=+{key}", *CACHED
                     ),
                 },
-                "the blocks needed",
-                BLOCK_OF_FS,
+                (("the blocks needed", BLOCK_OF_FS), ("the pieces of 64 KiB that hold them", PIECE)),
             ),
         ]
 
@@ -77,27 +83,30 @@ class RemoteMachine:
         title = f"mount {image.title} over http with {DELAY_MS} ms per request and read {FILES} files, as root: "
         seconds = {name: (lambda measure=measure: measure()[0].seconds) for name, measure in measured.items()}
         digests = {name: (lambda measure=measure: measure()[1]) for name, measure in measured.items()}
-        rows = [Row(f"q.{image.key}.time", f"{title}time", "s", seconds, digests, (), 3)]
-        picked: tuple[tuple[str, str, Callable[[Run], float], Goal], ...] = (
+        rows = [Row(f"q.{image.key}.time", f"{title}time", "s", seconds, digests, (), 2)]
+        picked: tuple[tuple[str, str, Callable[[Run], float], list[Goal]], ...] = (
             (
                 "requests",
                 "",
                 lambda run: run.requests,
-                Goal("at least 3 times fewer than nbdkit", lambda m: m[image.theirs] / max(m[OURS], 1), 3),
+                [Goal("at least 3 times fewer than nbdkit", lambda m: m[image.theirs] / max(m[OURS], 1), 3)],
             ),
             (
                 "bytes",
                 "MiB",
                 lambda run: run.bytes / MIB,
-                Goal(f"at most 1.3 times {image.needed}", lambda m: m[OURS] * MIB / self._needed(image.piece), 1.3, at_least=False),
+                [
+                    Goal(f"at most 1.3 times {what}", lambda m, piece=piece: m[OURS] * MIB / self._needed(piece), 1.3, at_least=False)
+                    for what, piece in image.needed
+                ],
             ),
         )
-        for key, unit, value, goal in picked:
+        for key, unit, value, goals in picked:
             contenders = {
                 name: (lambda name=name, stack=stack, value=value: value(self.remote.last(f"{image.key} {name}", stack)))
                 for name, stack in image.stacks.items()
             }
-            rows.append(Row(f"q.{image.key}.{key}", title + key, unit, contenders, {}, (goal,), 1))
+            rows.append(Row(f"q.{image.key}.{key}", title + key, unit, contenders, {}, tuple(goals), 1))
         return rows
 
     def _measure(self, image: Image, name: str, stack) -> tuple[Run, str]:

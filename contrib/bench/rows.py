@@ -49,7 +49,7 @@ class Rows(Uses):
             "n": machine.luks,
             "o": machine.vmdk,
             "p": machine.cow,
-            "q": RemoteMachine(Remote(self.bench, self.images, small=True)).rows,
+            "q": RemoteMachine(remote).rows,
         }
 
     # ---- (a) the whole disk in order

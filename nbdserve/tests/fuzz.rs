@@ -708,6 +708,11 @@ fn qcow2_open() {
 }
 
 #[test]
+fn qcow2_write() {
+    fuzz("qcow2_write", qcow2_files);
+}
+
+#[test]
 fn simg_open() {
     fuzz("simg_open", simg_files);
 }

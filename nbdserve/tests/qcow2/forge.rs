@@ -86,7 +86,7 @@ pub(crate) fn extensions(file: &mut [u8], list: &[(u32, Vec<u8>)]) {
 }
 
 pub(crate) fn open(file: &[u8]) -> Result<Volume> {
-    (QCOW2.open)(&Memory::volume(file.to_vec()), &Args::new(), &cx())
+    (QCOW2.open)(&Memory::read_only(file.to_vec()), &Args::new(), &cx())
 }
 
 /// `bytes` as raw deflate data.

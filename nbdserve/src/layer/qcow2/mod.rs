@@ -93,7 +93,10 @@ fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
     let memory = chain::memory(cx, INDEX_PART);
     let tables = Tables::load(&header, root, file, data, memory)?;
     let side = match writable {
-        true => Some(WriteSide::open(&header, &tables, backing.is_some())?),
+        true => {
+            let (cipher, below) = (cipher.clone(), backing.is_some());
+            Some(WriteSide::open(&header, &tables, cipher, below)?)
+        }
         false => None,
     };
     let parts = Parts {

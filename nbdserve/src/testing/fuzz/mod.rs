@@ -130,6 +130,10 @@ pub static TARGETS: &[Target] = &[
         run: qcow2::open,
     },
     Target {
+        name: "qcow2_write",
+        run: qcow2::write,
+    },
+    Target {
         name: "simg_open",
         run: simg::open,
     },
