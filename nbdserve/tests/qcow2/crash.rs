@@ -461,7 +461,7 @@ fn a_request_that_fails_is_made_up_for() {
         let volume = open_on(&below, &path, &[], &cx()).unwrap();
         let opened = faults.requests();
         if let Some(skip) = skip {
-            faults.fail_nth(skip, Kind::NoSpace);
+            faults.fail_nth(skip, Kind::Io);
         }
         let mut allowed = Allowed::of(&before);
         for number in 0..16 {
