@@ -6,6 +6,7 @@ mod common;
 mod uml;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -154,6 +155,90 @@ fn what_is_written_is_in_the_image_after_unmount() {
             assert_eq!(found.unwrap(), vec![7; 3 << 20]);
         },
     );
+}
+
+/// Writes a file and makes it durable, its name too.
+fn write_durably(point: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::File::create(point.join(name))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::File::open(point)?.sync_all()
+}
+
+/// The contents of the file `number`: different ones for each.
+fn numbered(number: usize) -> Vec<u8> {
+    let len = 1000 + number * 7919 % 150_000;
+    (0..len)
+        .map(|at| ((at * 31 + number) % 251) as u8)
+        .collect()
+}
+
+/// What is in an ext4 that nobody has mounted, after its journal was replayed.
+fn assert_sound(sandbox: &Sandbox, image: &Path, files: &[usize]) {
+    let check = Command::new("qemu-img").arg("check").arg(image).output();
+    let check = check.unwrap();
+    // 3: clusters that nobody uses.
+    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    let raw = sandbox.join("check.raw");
+    let convert = ["convert", "-O", "raw"];
+    must(Command::new("qemu-img").args(convert).arg(image).arg(&raw));
+    let replay = Command::new("e2fsck").arg("-p").arg(&raw).output().unwrap();
+    assert!(matches!(replay.status.code(), Some(0 | 1)), "{replay:?}");
+    must(Command::new("e2fsck").arg("-fn").arg(&raw));
+    let out = sandbox.join("dumped");
+    for number in files {
+        let dump = format!("dump /f{number} {}", out.display());
+        must(Command::new("debugfs").args(["-R", &dump]).arg(&raw));
+        assert!(
+            fs::read(&out).unwrap() == numbered(*number),
+            "file {number}"
+        );
+    }
+}
+
+#[test]
+fn a_qcow2_image_whose_server_is_killed_is_sound_and_has_all_that_was_synced() {
+    common::require_tool("qemu-img", "qemu-utils");
+    let source = common::images().ext4();
+    let name = "a_qcow2_image_whose_server_is_killed_is_sound_and_has_all_that_was_synced";
+    uml::inside(name, LIMIT, || {
+        let sandbox = Sandbox::new(Who::Root);
+        let raw = sandbox.image(&source);
+        let image = sandbox.join("disk.qcow2");
+        // Compressed: every write takes a new cluster.
+        let convert = ["convert", "-c", "-O", "qcow2"];
+        must(Command::new("qemu-img").args(convert).arg(&raw).arg(&image));
+        let mut synced = Vec::new();
+        let mut next = 0;
+        for round in 0..6 {
+            let folder = format!("mnt{round}");
+            let point = sandbox.mount(&["-w", "--via", "nbd"], &image, &folder);
+            assert_is_nbd(&point);
+            let server = pid_of(&sandbox, SERVER);
+            // Killed while it writes, a moment later each time.
+            let killer = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300 + round * 170));
+                send_signal(server, Signal::KILL);
+            });
+            let begun = next;
+            while write_durably(&point, &format!("f{next}"), &numbered(next)).is_ok() {
+                synced.push(next);
+                next += 1;
+                // Not synced, and not asked for.
+                let _ = fs::write(point.join("scratch"), vec![7; 300_000]);
+                if next - begun >= 40 {
+                    break;
+                }
+            }
+            next += 1;
+            killer.join().unwrap();
+            until("the mount is gone", || mount_at(&point).is_none());
+            unmount_or_gone(&sandbox, &point);
+            assert_nothing_is_left(&sandbox);
+            assert_sound(&sandbox, &image, &synced);
+        }
+        assert!(synced.len() >= 6, "{synced:?}");
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nbdserve::source::Memory;
+use nbdserve::source::{File, Memory, OpenMode};
 use nbdserve::testing::{Faulty, Recorder, Rng, conformance, noise};
 use nbdserve::{ByteRange, Kind, Result, Volume, ZeroOpts};
 
@@ -354,8 +354,16 @@ fn the_process_that_is_killed() {
         .parse()
         .unwrap();
     let path = std::path::Path::new(&folder).join("image");
-    let file = nbdserve::source::File::open(&path, nbdserve::source::OpenMode::Write).unwrap();
-    let volume = open_on(&Volume::new(file), &path, &[], &cx()).unwrap();
+    let below = loop {
+        // See `Folder::run` on who may have it open.
+        match File::open(&path, OpenMode::Write) {
+            Ok(file) => break Volume::new(file),
+            Err(error) if error.kind() == Kind::Denied => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let volume = open_on(&below, &path, &[], &cx()).unwrap();
     let mut out = std::io::stderr();
     for number in first.. {
         let change = Change::from_seed(number, volume.size(), KILLED_LONGEST);
@@ -428,6 +436,13 @@ fn a_process_is_killed_at_any_moment() {
     }
 }
 
+/// All of a disk. The fault may have met what was read ahead, and be told to who reads it.
+fn read_in_the_end(volume: &Volume) -> Vec<u8> {
+    let len = volume.size() as usize;
+    let first = volume.read_vec(0, len);
+    first.unwrap_or_else(|_| volume.read_vec(0, len).unwrap())
+}
+
 /// Each request to the file fails once, in turn: what was written stays readable, what is written
 /// again arrives, and the file is clean in the end.
 #[test]
@@ -446,14 +461,14 @@ fn a_request_that_fails_is_made_up_for() {
         let volume = open_on(&below, &path, &[], &cx()).unwrap();
         let opened = faults.requests();
         if let Some(skip) = skip {
-            faults.fail_nth(skip, Kind::NoSpace);
+            faults.fail_nth(skip, Kind::Io);
         }
         let mut allowed = Allowed::of(&before);
         for number in 0..16 {
             let change = Change::from_seed(500 + number, volume.size(), 30_000);
             if change.try_apply(&volume, number).is_err() {
                 allowed.maybe(&change);
-                let found = conformance::read_all(&volume);
+                let found = read_in_the_end(&volume);
                 allowed.judge(&found, &format!("read after fault {skip:?}"));
                 change.apply(&volume, number);
             }
@@ -467,7 +482,7 @@ fn a_request_that_fails_is_made_up_for() {
             }
         }
         let requests = faults.requests() - opened;
-        let found = conformance::read_all(&volume);
+        let found = read_in_the_end(&volume);
         allowed.judge(&found, &format!("fault {skip:?}"));
         volume.close().unwrap();
         drop(volume);
@@ -486,7 +501,7 @@ fn a_request_that_fails_is_made_up_for() {
         requests
     };
     let requests = run(None);
-    assert!(requests > 60, "{requests}");
+    assert!(requests > 30, "{requests}");
     for skip in 0..requests {
         run(Some(skip));
     }

@@ -51,7 +51,7 @@ pub(super) struct Claimed {
     pub(super) virgin: u64,
 }
 
-/// Where the refcount table lies in the file.
+/// Where a table lies in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TablePlace {
     pub(super) offset: u64,
@@ -71,8 +71,8 @@ pub(super) struct Space {
     pub(super) table_dirty: BTreeSet<usize>,
     /// The table is to be written at a new place, and the header to tell of it.
     pub(super) table_moved: bool,
-    /// Where the table was before. Given back last of all: what reads the image has been told that
-    /// no guest data lies there.
+    /// Where tables were before. Given back last of all: who reads the image may have been told that
+    /// they lie there.
     retired: Vec<TablePlace>,
     pub(super) blocks: HashMap<u64, Block>,
     /// No cluster before this one is free.
@@ -177,6 +177,11 @@ impl Space {
             return Err(corrupt(&what, "where another of its tables lies"));
         }
         Ok(())
+    }
+
+    /// Says that a table is no longer there, and that its place is to be left alone all the same.
+    pub(super) fn retire(&mut self, place: TablePlace) {
+        self.retired.push(place);
     }
 
     /// Gives back what was kept until now only for the sake of this session.
@@ -497,8 +502,8 @@ impl Space {
             offset: self.grid.offset(start.saturating_add(blocks)),
             clusters,
         };
-        self.retired
-            .push(std::mem::replace(&mut self.table_at, place));
+        let old = std::mem::replace(&mut self.table_at, place);
+        self.retire(old);
         self.table_moved = true;
         Ok(())
     }

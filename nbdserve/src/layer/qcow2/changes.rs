@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::alloc::Space;
+use super::alloc::{Space, TablePlace};
 use super::entry::COPIED;
-use super::grid::{Grid, to_usize};
+use super::grid::to_usize;
 use super::sectors::Sectors;
 use super::tables::{Slice, Tables};
 use crate::Result;
@@ -35,12 +35,11 @@ pub(super) struct Changes {
     pub(super) slices: HashMap<u64, Dirty>,
     /// L1 entries.
     pub(super) l1: BTreeSet<usize>,
-    grid: Grid,
 }
 
 impl Changes {
     /// None; `tables` are those of the image.
-    pub(super) fn none(mut space: Space, grid: Grid, tables: &Tables) -> Result<Self> {
+    pub(super) fn none(mut space: Space, tables: &Tables) -> Result<Self> {
         for index in 0..tables.l1_len() {
             if let Some(table) = tables.table(index)? {
                 space.add_l2(table.at);
@@ -50,7 +49,6 @@ impl Changes {
             space,
             slices: HashMap::new(),
             l1: BTreeSet::new(),
-            grid,
         })
     }
 
@@ -127,7 +125,11 @@ impl Changes {
         tables.set_l1(l1_index, new | COPIED);
         self.l1.insert(l1_index);
         if let Some(table) = old {
-            self.space.release(self.grid.index(table.at), 1, false);
+            // Who looks up an entry may be on the way to the old table: it stays what it is.
+            self.space.retire(TablePlace {
+                offset: table.at,
+                clusters: 1,
+            });
         }
         Ok(new)
     }

@@ -32,6 +32,11 @@ impl CompressedClusters {
         }
     }
 
+    fn gone(&self, number: u64) -> Error {
+        let what = format!("{} is no longer there", self.describe(number));
+        Error::new(Kind::Io, what)
+    }
+
     /// Memory of a decoder, with its input.
     fn memory(&self, data: Compressed) -> u64 {
         let cluster = self.tables.shape().cluster_size();
@@ -146,8 +151,7 @@ impl Decode for CompressedClusters {
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {
         let Some(data) = self.tables.compressed(number)? else {
             // It was written to since somebody asked: who asks again is told what is there now.
-            let what = format!("{} is no longer there", self.describe(number));
-            return Err(Error::new(Kind::Io, what));
+            return Err(self.gone(number));
         };
         if !job.start(self.memory(data))? {
             return Ok(());
@@ -165,6 +169,10 @@ impl Decode for CompressedClusters {
             None => Box::new(Decoder::new(self.compression)?),
         };
         let result = decoder.decode(&input, self.len(number), job);
+        if result.is_err() && self.tables.compressed(number)? != Some(data) {
+            // Its place had other data already.
+            return Err(self.gone(number));
+        }
         result.map_err(|error| match error.kind() {
             Kind::Corrupt => {
                 let what = self.describe(number);

@@ -116,7 +116,7 @@ impl WriteSide {
             size: tables.size(),
             epoch: RwLock::new(()),
             stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
-            changes: Mutex::new(Changes::none(space, grid, tables)?),
+            changes: Mutex::new(Changes::none(space, tables)?),
             syncing: Mutex::new(()),
         })
     }

@@ -74,7 +74,9 @@ impl WriteSide {
         for group in self.groups(edge) {
             for part in self.clusters(group) {
                 let units = self.units(part);
+                let epoch = self.enter();
                 let old = Old::of(&self.lookup(tables, part.start())?, units);
+                drop(epoch);
                 let touched = units.touched(part);
                 let shown = if self.shows_below { !old.zeroed } else { 0 };
                 if touched & (old.stored | shown) == 0 {
