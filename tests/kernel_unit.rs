@@ -210,7 +210,7 @@ fn a_qcow2_image_whose_server_is_killed_is_sound_and_has_all_that_was_synced() {
         must(Command::new("qemu-img").args(convert).arg(&raw).arg(&image));
         let mut synced = Vec::new();
         let mut next = 0;
-        for round in 0..6 {
+        for round in 0..4 {
             let folder = format!("mnt{round}");
             let point = sandbox.mount(&["-w", "--via", "nbd"], &image, &folder);
             assert_is_nbd(&point);
@@ -237,7 +237,7 @@ fn a_qcow2_image_whose_server_is_killed_is_sound_and_has_all_that_was_synced() {
             assert_nothing_is_left(&sandbox);
             assert_sound(&sandbox, &image, &synced);
         }
-        assert!(synced.len() >= 6, "{synced:?}");
+        assert!(synced.len() >= 4, "{synced:?}");
     });
 }
 

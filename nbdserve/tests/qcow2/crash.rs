@@ -367,10 +367,13 @@ fn the_process_that_is_killed() {
     let mut out = std::io::stderr();
     for number in first.. {
         let change = Change::from_seed(number, volume.size(), KILLED_LONGEST);
-        writeln!(out, "begin {number}").unwrap();
+        // A line at once: it is there as a whole or not at all.
+        out.write_all(format!("begin {number}\n").as_bytes())
+            .unwrap();
         change.apply(&volume, number);
         if matches!(change, Change::Flush) {
-            writeln!(out, "durable {number}").unwrap();
+            let line = format!("durable {number}\n");
+            out.write_all(line.as_bytes()).unwrap();
         }
     }
 }
