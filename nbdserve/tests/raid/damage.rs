@@ -98,9 +98,12 @@ fn an_image_that_is_cut_anywhere_is_refused() {
     }
 }
 
+/// Version, level, what is changed in both members, and what is said.
+type Case = (&'static str, i32, fn(&mut Member), Kind, &'static str);
+
 #[test]
 fn what_is_not_opened_is_refused_by_name() {
-    let cases: &[(&str, i32, fn(&mut Member), Kind, &str)] = &[
+    let cases: &[Case] = &[
         ("1.2", 4, |_| {}, Kind::Unsupported, "RAID 4"),
         ("1.2", 5, |_| {}, Kind::Unsupported, "RAID 5"),
         ("1.0", 6, |_| {}, Kind::Unsupported, "RAID 6"),
