@@ -16,11 +16,12 @@ use crate::sys::rights::may_mount_devices;
 use crate::unit::cache::DiskCache;
 use crate::unit::exit::Exit;
 use crate::unit::find;
-use crate::unit::front::{Front, Terminal, print_report};
+use crate::unit::front::{Front, Terminal, Unreported, print_report};
 use crate::unit::image::{Image, Remote};
 use crate::unit::launch;
-use crate::unit::message::{Request, Show};
+use crate::unit::message::{Cow, Request, Show};
 use crate::unit::record::{self, StateDir};
+use crate::unit::serve::WRITE_APART;
 use crate::unit::stop::{self, Outcome};
 use crate::unit::supervise::supervise;
 use crate::unit::{command, plain, target};
@@ -38,7 +39,7 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
             .ok_or_else(|| Error::new(Kind::Io, "no target"))?;
         let (target, missing) = target::check(target, cli.show())?;
         let request = cli.request(id, name, target, missing, false);
-        return up(cli, &request, source);
+        return up(cli, request, source);
     }
     run_command(cli, name, source, id)
 }
@@ -48,8 +49,8 @@ const NOTHING_TO_PREFETCH: &str =
     "nothing is decoded, so there is nothing to prefetch: the kernel keeps what is read";
 
 /// Makes the image appear and returns, or with --foreground stays.
-fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
-    if let Some(mounted) = source.try_plain(request)? {
+fn up(cli: &Cli, mut request: Request, source: Source) -> Result<Exit> {
+    if let Some(mounted) = source.try_plain(&mut request)? {
         if request.prefetch {
             eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
         }
@@ -60,14 +61,9 @@ fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
     }
     let image = source.into_image();
     if cli.foreground {
-        let front: Arc<dyn Front> = Arc::new(Terminal::new());
-        // It has printed its error itself.
-        return Ok(match supervise(request.clone(), image, &front, None) {
-            Ok(()) => Exit::Done,
-            Err(_) => Exit::Failed,
-        });
+        return Ok(stay(request, image));
     }
-    match launch::start(request, &image) {
+    match start(&request, &image) {
         Ok(started) => {
             tracing::debug!("mounted by {}", started.via);
             Ok(Exit::Done)
@@ -79,15 +75,57 @@ fn up(cli: &Cli, request: &Request, source: Source) -> Result<Exit> {
     }
 }
 
+/// Starts a unit; once more with a scratch layer if the kernel has to write before it can mount.
+fn start(request: &Request, image: &Image) -> Result<launch::Started, launch::Failure> {
+    match launch::start(request, image) {
+        Err(report) if request.replay_may_help(report.kind) => {
+            tracing::debug!("once more, with a scratch layer: {report}");
+            launch::start(&with_replay(request.clone()), image)
+        }
+        other => other,
+    }
+}
+
+fn with_replay(mut request: Request) -> Request {
+    request.cow = Some(Cow::Replay);
+    request
+}
+
+/// The same in this process, until the end.
+fn stay(request: Request, image: Image) -> Exit {
+    let terminal: Arc<dyn Front> = Arc::new(Terminal::new());
+    // It prints its error itself.
+    let end = |result: Result<()>| match result {
+        Ok(()) => Exit::Done,
+        Err(_) => Exit::Failed,
+    };
+    let Ok(second) = image.try_clone() else {
+        return end(supervise(request, image, &terminal, None));
+    };
+    let quiet = Arc::new(Unreported::new(Arc::clone(&terminal)));
+    let front: Arc<dyn Front> = quiet.clone();
+    let result = supervise(request.clone(), image, &front, None);
+    match quiet.failure() {
+        Some(report) if request.replay_may_help(report.kind) => {
+            end(supervise(with_replay(request), second, &terminal, None))
+        }
+        Some(report) => {
+            terminal.failed(&report);
+            Exit::Failed
+        }
+        None => end(result),
+    }
+}
+
 fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String) -> Result<Exit> {
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
     let folder = state.private_target(&id);
-    let request = cli.request(id, name, folder.clone(), true, true);
+    let mut request = cli.request(id, name, folder.clone(), true, true);
     let mut channel = None;
-    if source.try_plain(&request)?.is_none() {
-        match launch::start(&request, &source.into_image()) {
+    if source.try_plain(&mut request)?.is_none() {
+        match start(&request, &source.into_image()) {
             Ok(started) => channel = Some(started.channel),
             Err(report) => {
                 print_report(&report);
@@ -143,7 +181,7 @@ impl Source {
         if let Some(remote) = cli.remote(image)? {
             if cli.write {
                 let what = "an image on a web server cannot be written to";
-                return Err(Error::new(Kind::ReadOnly, what).hint("leave -w away to read it"));
+                return Err(Error::new(Kind::ReadOnly, what).hint(WRITE_APART));
             }
             return Ok(Self::Remote(remote));
         }
@@ -165,14 +203,22 @@ impl Source {
         }
     }
 
-    /// Mounted by the kernel's loop device alone, where that will do.
-    fn try_plain(&self, request: &Request) -> Result<Option<plain::Mounted>> {
-        match self {
-            Self::Files(files) => match &files[..] {
-                [file] => plain::try_mount(request, file),
-                _ => Ok(None),
-            },
-            Self::Remote(_) => Ok(None),
+    /// Mounted by the kernel's loop device alone, where that will do. If that would have to write,
+    /// `request` asks for a scratch layer from here on.
+    fn try_plain(&self, request: &mut Request) -> Result<Option<plain::Mounted>> {
+        let Self::Files(files) = self else {
+            return Ok(None);
+        };
+        let [file] = &files[..] else {
+            return Ok(None);
+        };
+        match plain::try_mount(request, file) {
+            Err(error) if request.replay_may_help(error.kind()) => {
+                tracing::debug!("with a scratch layer: {}", error.report());
+                request.cow = Some(Cow::Replay);
+                Ok(None)
+            }
+            other => other,
         }
     }
 
@@ -265,6 +311,11 @@ impl Cli {
             show: self.show(),
             via: self.via,
             write: self.write,
+            cow: self.cow.as_ref().map(|file| match file {
+                None => Cow::Scratch,
+                // The server runs in another folder.
+                Some(file) => Cow::File(std::path::absolute(file).unwrap_or(file.clone())),
+            }),
             layers: self.layers.clone(),
             partition: self.partition.clone(),
             mount_options: self.options.clone(),

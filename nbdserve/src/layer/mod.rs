@@ -6,6 +6,7 @@
 
 pub(crate) mod archive;
 pub mod bzip2;
+pub mod cow;
 mod decoded;
 mod deflate;
 pub mod gzip;
@@ -44,6 +45,7 @@ pub static LAYERS: &[&LayerType] = &[
     &zip::ZIP,
     &simg::SIMG,
     &split::SPLIT,
+    &cow::COW,
     &offset::OFFSET,
     &partition::PARTITION,
 ];

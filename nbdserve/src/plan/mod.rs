@@ -25,6 +25,6 @@ mod spec;
 pub use fs::{Class, FsInfo};
 pub use info::{AccessInfo, Info, LayerInfo, PartitionInfo, TableInfo};
 pub use resolve::{
-    LooksLikeRoot, Opened, Request, Resolved, Step, inspect, looks_plain, reopen, resolve,
+    LooksLikeRoot, Opened, Request, Resolved, Step, commit, inspect, looks_plain, reopen, resolve,
 };
 pub use spec::{Content, LayerSpec, Pick, Plan, Purpose, RAW};

@@ -5,6 +5,7 @@
 //! mutations, one test of `nbdserve/tests/fuzz.rs`. They check more than that nothing breaks: what
 //! was opened is read, read again, and held against its own extents.
 
+pub mod cow;
 mod gzip;
 mod lz4;
 mod mend;
@@ -124,6 +125,14 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "simg_open",
         run: simg::open,
+    },
+    Target {
+        name: "cow_open",
+        run: cow::open,
+    },
+    Target {
+        name: "cow_map",
+        run: cow::map,
     },
     Target {
         name: "gpt",
