@@ -314,7 +314,7 @@ fn what_cannot_be_written_is_refused_with_its_name() {
             .arg(&image)
             .arg(&point)
             .fails(1)
-            .says(&["xz", "writ"]);
+            .says(&["xz", "writ", "--cow"]);
     }
     let sandbox = Sandbox::new(Who::User);
     let image = sandbox.image(&common::images().ext4());

@@ -23,7 +23,7 @@ _loopmount() {
 
     case "${cmd}" in
         loopmount)
-            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --via --layer --references --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
+            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --via --layer --references --key-file --key-file-offset --key-file-size --key-fd --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -54,6 +54,22 @@ _loopmount() {
                     return 0
                     ;;
                 --references)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key-file-offset)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key-file-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key-fd)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -8,6 +8,14 @@ fuse\t'The file system read in our own process'"
 complete -c loopmount -s o -d 'Options for the file system, as after mount -o' -r
 complete -c loopmount -l layer -d 'Use this layer (repeat for more); raw ends probing' -r
 complete -c loopmount -l references -d 'Let the image refer to files in DIR too, not only in its own folder (repeat for more)' -r -F
+complete -c loopmount -l key-file -d 'Key for an encrypted image: all of FILE, - for standard input (repeat for more to try)' -r -F
+complete -c loopmount -l key-file-offset -d 'Bytes of the key file before the key' -r
+complete -c loopmount -l key-file-size -d 'Bytes of the key, where it is not all of the key file' -r
+complete -c loopmount -l key-fd -d 'Read the passphrase for an encrypted image from descriptor N, to its end' -r
+complete -c loopmount -l key-file -d 'Key of an encrypted image: FILE as it is, or - (repeat to try more)' -r -F
+complete -c loopmount -l key-file-offset -d 'Bytes of the key file before the key' -r
+complete -c loopmount -l key-file-size -d 'Bytes of the key, where it is not all of the key file' -r
+complete -c loopmount -l key-fd -d 'Passphrase of an encrypted image, from descriptor N' -r
 complete -c loopmount -l cache-size -d 'Memory for decoded blocks and decoders (64M, 1G)' -r
 complete -c loopmount -l cache-limit -d 'Most disk space for what is kept for the next mount, 0 for none [default: 10G]' -r
 complete -c loopmount -l temp-dir -d 'Folder for temporary files [default: $TMPDIR or /var/tmp]' -r -F
@@ -26,5 +34,5 @@ complete -c loopmount -l verify -d 'Serve nothing of a block before its check ha
 complete -c loopmount -l prefetch -d 'Read all of it once, in the background (without a TARGET: now), so that it is in the cache'
 complete -c loopmount -l foreground -d 'Stay in the foreground'
 complete -c loopmount -s v -l verbose -d 'More messages in the log (repeat for more)'
-complete -c loopmount -s h -l help -d 'Print help'
+complete -c loopmount -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c loopmount -s V -l version -d 'Print version'

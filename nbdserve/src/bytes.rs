@@ -32,6 +32,21 @@ pub(crate) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
     array(bytes, at).map(u64::from_le_bytes)
 }
 
+/// Unsigned, big-endian, 16 bits.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    array(bytes, at).map(u16::from_be_bytes)
+}
+
+/// Unsigned, big-endian, 32 bits.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_be_bytes)
+}
+
+/// Unsigned, big-endian, 64 bits.
+pub(crate) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    array(bytes, at).map(u64::from_be_bytes)
+}
+
 /// Whether all of `bytes` are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Most data differs early; the rest is compared in strides the compiler makes wide.

@@ -104,7 +104,7 @@ pub trait Device: Send + Sync + Debug {
     /// The name in messages: `xz`, `partition:2`.
     fn name(&self) -> &str;
 
-    /// Size and limits. Never changes while the device lives.
+    /// Size and limits. Never changes while the device lives, but for the size by [`Writer::grow`].
     fn geometry(&self) -> Geometry;
 
     /// Fills `buf` with the bytes at `offset`.
@@ -156,6 +156,17 @@ pub trait Device: Send + Sync + Debug {
     fn stored(&self, range: ByteRange) -> Option<u64> {
         let _ = range;
         None
+    }
+
+    /// Whether what is decoded of it may be kept for the next mount, under the name of the source:
+    /// not what is decrypted here, and not what other files have a part in.
+    fn may_be_kept(&self) -> bool {
+        true
+    }
+
+    /// What is unusual about it, for `--info`. Texts from the image are escaped.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// How its decoded blocks were used; `None` when it has none.
@@ -230,6 +241,17 @@ pub trait Writer: Send + Sync {
     /// Any failure other than "cannot do it this way", which is [`Done::Declined`].
     fn zero(&self, range: ByteRange, opts: ZeroOpts) -> Result<Done> {
         let _ = (range, opts);
+        Ok(Done::Declined)
+    }
+
+    /// Makes the device `size` bytes long, which is more than it has; the new bytes read as zeroes.
+    /// For a device that is a file of its own, below a format that allocates. No format and no
+    /// part of a device passes it on.
+    ///
+    /// # Errors
+    /// `NoSpace` when there is no room; a size that is given is [`Done::Declined`].
+    fn grow(&self, size: u64) -> Result<Done> {
+        let _ = size;
         Ok(Done::Declined)
     }
 

@@ -85,6 +85,13 @@ impl References {
         })
     }
 
+    /// How many files there are from the image to here, the image among them; zero for an image
+    /// that may refer to nothing.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.trail.len()
+    }
+
     /// Opens the file that is called `name` in the image; `what` it is to the image (`backing file`)
     /// is for messages.
     ///

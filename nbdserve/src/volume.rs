@@ -1,6 +1,7 @@
 //! The checked, cheap-to-clone handle through which every device is used.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::stats::{Requests, VolumeStats};
@@ -24,7 +25,10 @@ pub struct Volume {
 
 struct Inner {
     device: Box<dyn Device>,
+    /// Its size is that at the beginning.
     geometry: Geometry,
+    /// Only [`VolumeWriter::grow`] changes it.
+    size: AtomicU64,
     /// Aligned writes share it; a read-modify-write holds it alone, so that it never puts back
     /// a neighbour's old bytes.
     modify: RwLock<()>,
@@ -49,6 +53,7 @@ impl Volume {
         geometry.max_request = round_down(geometry.max_request, block).max(block);
         let inner = Inner {
             device: Box::new(device),
+            size: AtomicU64::new(geometry.size),
             geometry,
             modify: RwLock::new(()),
             reads: Requests::new(),
@@ -68,13 +73,16 @@ impl Volume {
     /// Number of bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.inner.geometry.size
+        self.inner.size.load(Ordering::Acquire)
     }
 
     /// Size, limits and cost. The limits are the device's own; callers need not obey them.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        self.inner.geometry
+        Geometry {
+            size: self.size(),
+            ..self.inner.geometry
+        }
     }
 
     /// Fills `buf` with the bytes at `offset`; any offset and length within the device.
@@ -98,6 +106,18 @@ impl Volume {
     #[must_use]
     pub fn parts(&self) -> Option<usize> {
         self.inner.device.parts()
+    }
+
+    /// As [`crate::Device::may_be_kept`].
+    #[must_use]
+    pub fn may_be_kept(&self) -> bool {
+        self.inner.device.may_be_kept()
+    }
+
+    /// What is unusual about it, for `--info`.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.inner.device.notes()
     }
 
     /// What reading somewhere costs, the layers below apart; `None` for what decodes nothing.
@@ -438,6 +458,29 @@ impl VolumeWriter<'_> {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// Makes the device `size` bytes long, when it is shorter; the new bytes read as zeroes. All
+    /// clones of the volume see it; what was made of the volume before (a layer on it) does not.
+    /// `Declined` when this device has the size that it has.
+    ///
+    /// # Errors
+    /// What the device says: `NoSpace` when there is no room.
+    pub fn grow(&self, size: u64) -> Result<Done> {
+        let inner = &self.volume.inner;
+        // Alone: the last block, which may be a short one, becomes a longer one.
+        let _alone = inner.modify.write().unwrap_or_else(PoisonError::into_inner);
+        if size <= self.volume.size() {
+            return Ok(Done::Yes);
+        }
+        let done = self
+            .writer
+            .grow(size)
+            .map_err(|error| self.volume.named(error))?;
+        if done == Done::Yes {
+            inner.size.store(size, Ordering::Release);
+        }
+        Ok(done)
     }
 
     /// What is native below.

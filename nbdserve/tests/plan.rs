@@ -370,10 +370,7 @@ fn what_is_no_file_system_is_no_mount_but_a_file() {
     for request in [part("2"), bytes(&[], "2")] {
         let error = resolve(&image, &request).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);
-        assert!(
-            error.to_string().contains("is LUKS1, which this version"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("luks: the cipher "), "{error}");
     }
     let found = resolve(&image, &bytes(&["raw"], "2")).unwrap();
     assert!(conformance::read_all(&found.volume)[..MIB] == *luks);

@@ -466,18 +466,19 @@ fn formats_that_cannot_be_opened_yet_are_named() {
         let found = plan::resolve(open(&image), "image", &as_it_is(), &|_, _| None, &cx()).unwrap();
         assert_eq!(found.volume.size(), fs::metadata(&image).unwrap().len());
     };
-    for (format, name) in [
-        ("qcow2", "qcow2"),
-        ("qcow", "qcow"),
-        ("qed", "qed"),
-        ("vmdk", "vmdk"),
-        ("vdi", "vdi"),
-        ("vhdx", "vhdx"),
-        ("vpc", "vhd"),
-        ("parallels", "parallels"),
-    ] {
+    for (format, name) in [("qcow", "qcow"), ("qed", "qed"), ("parallels", "parallels")] {
         let _ = fs::remove_file(&image);
         tools::run("qemu-img", ["create", "-q", "-f", format, out, "4M"]);
+        check(name);
+    }
+    // No tool here makes these.
+    for (start, name) in [
+        ("Bochs Virtual HD Image\0", "bochs"),
+        ("#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
+    ] {
+        let mut bytes = start.as_bytes().to_vec();
+        bytes.resize(4096, 7);
+        fs::write(&image, bytes).unwrap();
         check(name);
     }
 }

@@ -7,6 +7,7 @@ use clap::Parser;
 use nbdserve::plan::LayerSpec;
 use nbdserve::size::parse_size;
 
+use super::KeyArgs;
 use crate::unit::cache::Action;
 use crate::unit::message::Via;
 
@@ -105,19 +106,23 @@ pub struct Cli {
     pub layers: Vec<LayerSpec>,
 
     /// Let the image refer to files in DIR too, not only in its own folder (repeat for more)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub references: Vec<PathBuf>,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take the comment for help")]
+    pub keys: KeyArgs,
 
     /// Memory for decoded blocks and decoders (64M, 1G)
     #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
     pub cache_size: Option<u64>,
 
     /// Most disk space for what is kept for the next mount, 0 for none [default: 10G]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg, hide_short_help = true)]
     pub cache_limit: Option<u64>,
 
     /// Folder for temporary files [default: $TMPDIR or /var/tmp]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub temp_dir: Option<PathBuf>,
 
     /// For an http image: a header field for its host
@@ -125,7 +130,7 @@ pub struct Cli {
     pub headers: Vec<(String, String)>,
 
     /// For an https image: trust the certificates in FILE (PEM) in place of the system's
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub ca: Option<PathBuf>,
 
     /// For an http image: fetch it whole first
@@ -162,7 +167,7 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-fn parse_size_arg(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size_arg(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
@@ -281,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn key_files_may_be_several_and_a_part_of_one() {
+        let line =
+            "loopmount --key-file a --key-file b --key-file-offset 1K --key-file-size 64 d m";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        assert_eq!(cli.check(), Ok(()));
+        assert_eq!(cli.keys.key_file.len(), 2);
+        assert_eq!(cli.keys.key_file_offset, Some(1024));
+        assert_eq!(cli.keys.key_file_size, Some(64));
+    }
+
+    #[test]
     fn forms_that_make_no_sense_are_refused() {
         for line in [
             "loopmount",
@@ -309,6 +325,9 @@ mod tests {
             "loopmount --commit --cow=file -P 1 disk",
             "loopmount --layer cow disk /mnt",
             "loopmount --cow -u /mnt",
+            "loopmount --key-file-offset 4 disk /mnt",
+            "loopmount --key-fd -1 disk /mnt",
+            "loopmount --key-fd 3 --key-file k disk /mnt",
         ] {
             let cli = Cli::try_parse_from(line.split(' '));
             assert!(

@@ -30,7 +30,7 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     // First of all: what it is without it tells nothing of what is missing.
     cli.kept_apart()?;
     let terminal = Arc::new(Terminal::new());
-    let mut cx = cli.cx(&terminal);
+    let mut cx = cli.cx(&terminal)?;
     // The image changes under what would be kept.
     cx.store = None;
     cx.references = References::of(image, &cli.references)?;

@@ -101,7 +101,7 @@ fn options(list: &str) -> Vec<OsString> {
             ("cow", None) => out.push("--cow".into()),
             (
                 "partition" | "via" | "layer" | "cache_size" | "cache_limit" | "temp_dir" | "ca"
-                | "cow",
+                | "cow" | "key_file" | "key_file_offset" | "key_file_size" | "key_fd",
                 Some(value),
             ) => {
                 let key = key.replace('_', "-");
@@ -173,6 +173,10 @@ mod tests {
             line("/img /m -sv -o rw,write,noexec,cache_size=64M,ca=/c,data=ordered -t loopmount.x")
                 .unwrap(),
             "loopmount -v --write --cache-size=64M --ca=/c -o noexec,data=ordered /img /m"
+        );
+        assert_eq!(
+            line("/img /m -o key_file=/etc/k,key_file_offset=4,key_file_size=32").unwrap(),
+            "loopmount --key-file=/etc/k --key-file-offset=4 --key-file-size=32 /img /m"
         );
         assert_eq!(
             line("-img /m").unwrap_err(),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nbdserve::layer::split::look;
-use nbdserve::plan::{self, Info, LayerSpec, Pick, Purpose, Resolved};
+use nbdserve::plan::{self, Content, Info, LayerSpec, Locked, Pick, Purpose, Resolved};
 use nbdserve::references::References;
 use nbdserve::source::OpenMode;
 use nbdserve::source::split::{self, Joined};
@@ -17,12 +17,20 @@ use crate::unit::looks_like_root;
 /// Prints what the image is, as text or as JSON; with -P what that partition holds.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     let terminal = Arc::new(Terminal::new());
-    let cx = cli.cx(&terminal);
+    let cx = cli.cx(&terminal)?;
     let resolved = open(cli, image, cx.clone());
     // Nothing is decoded for a volume that is not read any more.
     cx.cancel.cancel();
     terminal.clear();
-    print(&Info::new(&resolved?), cli.json)
+    let info = Info::new(&resolved?);
+    print(&info, cli.json)?;
+    match info.content {
+        // It was given a key.
+        Content::Locked(Locked { layer, why, .. }) if cli.keys.is_given() => {
+            Err(Error::new(Kind::Secret, why).in_layer(&layer))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the image in this process: all of it, with -P the partition.
@@ -39,14 +47,19 @@ pub(super) fn open(cli: &Cli, image: &Path, mut cx: Cx) -> Result<Resolved> {
             (Joined::volume(files)?, image.to_string_lossy().into_owned())
         }
     };
-    let pick = cli.partition.clone().map_or(Pick::Disk, Pick::Partition);
-    let request = plan::Request {
-        layers: cli.layers.clone(),
-        pick,
-        purpose: Purpose::Bytes,
-        cow: cli.kept_apart()?,
-    };
-    plan::resolve(source, &name, &request, &looks_like_root, &cx)
+    let cow = cli.kept_apart()?;
+    match &cli.partition {
+        None => plan::inspect_with(source, &name, &cli.layers, cow, &cx),
+        Some(partition) => {
+            let request = plan::Request {
+                layers: cli.layers.clone(),
+                pick: Pick::Partition(partition.clone()),
+                purpose: Purpose::Bytes,
+                cow,
+            };
+            plan::resolve(source, &name, &request, &looks_like_root, &cx)
+        }
+    }
 }
 
 impl Cli {

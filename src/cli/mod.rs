@@ -5,6 +5,7 @@ mod cache;
 mod commit;
 mod helper;
 mod info;
+mod keys;
 mod mount;
 mod prefetch;
 
@@ -14,6 +15,7 @@ use clap::Parser;
 use nbdserve::{Error, Kind, Result};
 
 pub use args::Cli;
+pub use keys::KeyArgs;
 
 use crate::unit::exit::Exit;
 use crate::unit::front::print_report;

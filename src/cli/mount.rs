@@ -21,6 +21,7 @@ use crate::unit::image::{Image, Remote};
 use crate::unit::launch;
 use crate::unit::message::{Cow, Request, Show};
 use crate::unit::record::{self, StateDir};
+use crate::unit::secrets::{Asking, Keys};
 use crate::unit::serve::WRITE_APART;
 use crate::unit::stop::{self, Outcome};
 use crate::unit::supervise::supervise;
@@ -29,6 +30,11 @@ use nbdfuse::mount::Mode;
 
 /// Makes the image appear, or runs the command in it.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
+    let terminal = Arc::new(Terminal::new());
+    let asked = Asked {
+        keys: cli.keys.open(&terminal)?,
+        terminal,
+    };
     let source = Source::open(cli, image)?;
     let name = source.name(image)?;
     let id = record::new_id()?;
@@ -39,9 +45,15 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
             .ok_or_else(|| Error::new(Kind::Io, "no target"))?;
         let (target, missing) = target::check(target, cli.show())?;
         let request = cli.request(id, name, target, missing, false);
-        return up(cli, request, source);
+        return up(cli, request, source, asked);
     }
-    run_command(cli, name, source, id)
+    run_command(cli, name, source, id, asked)
+}
+
+/// Whoever answers while the unit starts.
+struct Asked {
+    keys: Arc<Keys>,
+    terminal: Arc<Terminal>,
 }
 
 /// A plain image that the kernel reads by itself.
@@ -49,7 +61,7 @@ const NOTHING_TO_PREFETCH: &str =
     "nothing is decoded, so there is nothing to prefetch: the kernel keeps what is read";
 
 /// Makes the image appear and returns, or with --foreground stays.
-fn up(cli: &Cli, mut request: Request, source: Source) -> Result<Exit> {
+fn up(cli: &Cli, mut request: Request, source: Source, asked: Asked) -> Result<Exit> {
     if let Some(mounted) = source.try_plain(&mut request)? {
         if request.prefetch {
             eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
@@ -61,9 +73,9 @@ fn up(cli: &Cli, mut request: Request, source: Source) -> Result<Exit> {
     }
     let image = source.into_image();
     if cli.foreground {
-        return Ok(stay(request, image));
+        return stay(request, image, asked);
     }
-    match start(&request, &image) {
+    match start(&request, &image, &asked) {
         Ok(started) => {
             tracing::debug!("mounted by {}", started.via);
             Ok(Exit::Done)
@@ -76,11 +88,17 @@ fn up(cli: &Cli, mut request: Request, source: Source) -> Result<Exit> {
 }
 
 /// Starts a unit; once more with a scratch layer if the kernel has to write before it can mount.
-fn start(request: &Request, image: &Image) -> Result<launch::Started, launch::Failure> {
-    match launch::start(request, image) {
+fn start(
+    request: &Request,
+    image: &Image,
+    asked: &Asked,
+) -> Result<launch::Started, launch::Failure> {
+    let launch =
+        |request: &Request| launch::start(request, image, Arc::clone(&asked.keys), &asked.terminal);
+    match launch(request) {
         Err(report) if request.replay_may_help(report.kind) => {
             tracing::debug!("once more, with a scratch layer: {report}");
-            launch::start(&with_replay(request.clone()), image)
+            launch(&with_replay(request.clone()))
         }
         other => other,
     }
@@ -92,32 +110,35 @@ fn with_replay(mut request: Request) -> Request {
 }
 
 /// The same in this process, until the end.
-fn stay(request: Request, image: Image) -> Exit {
-    let terminal: Arc<dyn Front> = Arc::new(Terminal::new());
+fn stay(request: Request, image: Image, asked: Asked) -> Result<Exit> {
+    let terminal: Arc<dyn Front> = asked.terminal;
     // It prints its error itself.
-    let end = |result: Result<()>| match result {
-        Ok(()) => Exit::Done,
-        Err(_) => Exit::Failed,
+    let run = |request: Request, image: Image, front: &Arc<dyn Front>| -> Result<Exit> {
+        let (_asking, asker) = Asking::start(Arc::clone(&asked.keys))?;
+        Ok(match supervise(request, image, asker, front, None) {
+            Ok(()) => Exit::Done,
+            Err(_) => Exit::Failed,
+        })
     };
     let Ok(second) = image.try_clone() else {
-        return end(supervise(request, image, &terminal, None));
+        return run(request, image, &terminal);
     };
     let quiet = Arc::new(Unreported::new(Arc::clone(&terminal)));
     let front: Arc<dyn Front> = quiet.clone();
-    let result = supervise(request.clone(), image, &front, None);
+    let exit = run(request.clone(), image, &front)?;
     match quiet.failure() {
         Some(report) if request.replay_may_help(report.kind) => {
-            end(supervise(with_replay(request), second, &terminal, None))
+            run(with_replay(request), second, &terminal)
         }
         Some(report) => {
             terminal.failed(&report);
-            Exit::Failed
+            Ok(Exit::Failed)
         }
-        None => end(result),
+        None => Ok(exit),
     }
 }
 
-fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String) -> Result<Exit> {
+fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String, asked: Asked) -> Result<Exit> {
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
@@ -125,7 +146,7 @@ fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String) -> Result<E
     let mut request = cli.request(id, name, folder.clone(), true, true);
     let mut channel = None;
     if source.try_plain(&mut request)?.is_none() {
-        match start(&request, &source.into_image()) {
+        match start(&request, &source.into_image(), &asked) {
             Ok(started) => channel = Some(started.channel),
             Err(report) => {
                 print_report(&report);
@@ -260,13 +281,17 @@ impl Cli {
     }
 
     /// A context for a look at the image in this process.
-    pub(super) fn cx(&self, terminal: &Arc<Terminal>) -> Cx {
+    ///
+    /// # Errors
+    /// When a key that was named cannot be opened.
+    pub(super) fn cx(&self, terminal: &Arc<Terminal>) -> Result<Cx> {
         let mut cx = Cx::new(self.cache_bytes());
         cx.observer = Arc::clone(terminal) as Arc<dyn Observer>;
         cx.temp_dir = self.temp_dir();
         cx.verify = self.verify;
+        cx.secrets = self.keys.open(terminal)?;
         cx.store = self.disk_cache().open();
-        cx
+        Ok(cx)
     }
 
     /// The folders that the image may refer to, as the server will find them.
@@ -316,7 +341,11 @@ impl Cli {
                 // The server runs in another folder.
                 Some(file) => Cow::File(std::path::absolute(file).unwrap_or(file.clone())),
             }),
-            layers: self.layers.clone(),
+            layers: self
+                .layers
+                .iter()
+                .map(|spec| spec.clone().with_absolute_paths())
+                .collect(),
             partition: self.partition.clone(),
             mount_options: self.options.clone(),
             cache_bytes: self.cache_bytes(),

@@ -25,7 +25,7 @@ const BY_SIGNAL: u8 = 128;
 /// Reads the image, or with -P the partition. A signal stops it at once, and what was read is kept.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
     let terminal = Arc::new(Terminal::new());
-    let cx = cli.cx(&terminal);
+    let cx = cli.cx(&terminal)?;
     let signal = watch_signals(&cx.cancel)?;
     let result =
         info::open(cli, image, cx.clone()).and_then(|resolved| read(&resolved, &cx, &terminal));

@@ -11,3 +11,4 @@ pub mod nbd;
 mod netlink;
 pub mod process;
 pub mod rights;
+pub mod terminal;

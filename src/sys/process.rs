@@ -1,7 +1,7 @@
 //! What this process can wait for, and say about itself.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nbdserve::{Error, Result};
@@ -77,4 +77,40 @@ pub fn set_io_flusher() -> Result<()> {
             "with writes under memory pressure such a mount can hang; CAP_SYS_RESOURCE prevents it",
         )
     })
+}
+
+/// From now on nobody can look into the memory of this process: no core dump is written of it, and
+/// processes of the same user cannot trace it or read its /proc/PID/mem. It can still look at itself.
+/// A program that it executes is not affected.
+pub fn forbid_dumps() {
+    // Cannot fail with this value.
+    let _ = nix::sys::prctl::set_dumpable(false);
+}
+
+/// Beside [`forbid_dumps`], for a process that starts no programs of others: no core dumps either of
+/// what it executes.
+pub fn forbid_core_files() {
+    let none = rustix::process::Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    // To lower a limit needs no right.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+}
+
+/// Takes over a descriptor that was passed by its number, so that no program that is started from
+/// now on gets it. The first three stay open beside.
+///
+/// # Errors
+/// When it is not open.
+pub fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes integers; a wrong number is an error.
+    let taken = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    let taken = Errno::result(taken)?;
+    if number > 2 {
+        // SAFETY: the number was passed to this process for this use; nothing here knows it.
+        unsafe { libc::close(number) };
+    }
+    // SAFETY: it was just made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(taken) })
 }

@@ -65,6 +65,8 @@ struct Shown {
     last_line: Option<Instant>,
     bar: Option<ProgressBar>,
     passes: Vec<Seen>,
+    /// A question stands there: nothing else is shown.
+    asking: bool,
 }
 
 /// A pass that was heard of.
@@ -150,6 +152,7 @@ impl Terminal {
             last_line: None,
             bar: None,
             passes: Vec::new(),
+            asking: false,
         };
         Self {
             shown: Mutex::new(shown),
@@ -175,6 +178,9 @@ impl Terminal {
     /// Shows how far a pass has got.
     pub fn update(&self, what: &str, done: u64, total: u64) {
         let mut shown = self.lock();
+        if shown.asking {
+            return;
+        }
         if let Some(text) = shown.note(what, done, total) {
             shown.say(&text);
         }
@@ -191,6 +197,20 @@ impl Terminal {
             let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
             let _ = writeln!(std::io::stderr(), "loopmount: {what}: {percent} %");
         }
+    }
+
+    /// Shows nothing while `ask` puts a question to whoever looks at it.
+    pub fn while_asking<T>(&self, ask: impl FnOnce() -> T) -> T {
+        self.clear();
+        self.lock().asking = true;
+        let answer = ask();
+        self.lock().asking = false;
+        answer
+    }
+
+    /// Says what the user should know, and goes on.
+    pub fn warn(&self, text: &str) {
+        self.lock().say(&format!("warning: {text}"));
     }
 
     /// Takes the bar away.

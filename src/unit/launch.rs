@@ -10,27 +10,32 @@ use super::front::{Front, Terminal};
 use super::image::Image;
 use super::message::{Request, Start, ToLauncher, Via};
 use super::respawn::{self, Role};
+use super::secrets::{Asking, Keys};
 use super::supervise::supervise;
 
 /// A unit that could not be started: what the user is told.
 pub type Failure = Box<Report>;
 
-/// Starts a unit under a supervisor of its own and returns when its target can be used.
+/// Starts a unit under a supervisor of its own and returns when its target can be used. What the
+/// image is locked with is answered by `keys`.
 ///
 /// # Errors
 /// Why not; nothing is left behind.
-pub fn start(request: &Request, image: &Image) -> Result<Started, Failure> {
+pub fn start(
+    request: &Request,
+    image: &Image,
+    keys: Arc<Keys>,
+    terminal: &Terminal,
+) -> Result<Started, Failure> {
     let boxed = |error: Error| Box::new(error.report());
     let (child, channel) = respawn::respawn(Role::Supervise, &request.id).map_err(boxed)?;
     // The supervisor outlives us; a child that ends early is seen by its channel.
     drop(child);
-    let (remote, fds) = image.parts();
-    let start = Start {
-        request: request.clone(),
-        remote,
-    };
+    // Whatever comes of it, the terminal is in order and the keys are wiped when this returns.
+    let (_asking, asker) = Asking::start(keys).map_err(boxed)?;
+    let (start, fds) = Start::new(request, image, &asker);
     channel.send(&start, &fds).map_err(boxed)?;
-    let terminal = Terminal::new();
+    drop(asker);
     loop {
         match channel.recv::<ToLauncher>().map_err(boxed)? {
             Some((ToLauncher::Progress { what, done, total }, _)) => {
@@ -74,7 +79,7 @@ pub fn supervisor_main() -> Result<()> {
     let Some((start, fds)) = channel.recv::<Start>()? else {
         return Ok(());
     };
-    let image = Image::from_parts(start.remote, fds)?;
+    let (request, image, asker) = start.parts(fds)?;
     let front: Arc<dyn Front> = channel.clone();
-    supervise(start.request, image, &front, Some(&channel))
+    supervise(request, image, asker, &front, Some(&channel))
 }

@@ -1,16 +1,16 @@
 //! What launcher, supervisor and server say to each other, and the order that starts a unit.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nbdserve::cx::Pass;
 use nbdserve::error::Report;
 use nbdserve::plan::{self, LayerSpec, Pick, Plan, Purpose, Resolved};
-use nbdserve::{Access, Kind};
+use nbdserve::{Access, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::cache::DiskCache;
-use super::image::Remote;
-
+use super::image::{Image, Remote};
 use super::path_text;
 
 /// Everything a unit is started with. Holds no secret.
@@ -159,7 +159,8 @@ impl std::fmt::Display for Via {
     }
 }
 
-/// From the launcher to the supervisor: begin. The descriptors of a local image come along.
+/// From the launcher to the supervisor: begin. The socket of an [`Asker`](super::secrets::Asker) comes
+/// along, and behind it the descriptors of a local image.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
     /// What is wanted.
@@ -168,10 +169,38 @@ pub struct Start {
     pub remote: Option<Remote>,
 }
 
+impl Start {
+    /// The order with what comes along.
+    #[must_use]
+    pub fn new<'a>(
+        request: &Request,
+        image: &'a Image,
+        asker: &'a OwnedFd,
+    ) -> (Self, Vec<BorrowedFd<'a>>) {
+        let (remote, files) = image.parts();
+        let request = request.clone();
+        let fds = std::iter::once(asker.as_fd()).chain(files).collect();
+        (Self { request, remote }, fds)
+    }
+
+    /// What was wanted, and what came along.
+    ///
+    /// # Errors
+    /// When it is not what [`Self::new`] sends.
+    pub fn parts(self, mut fds: Vec<OwnedFd>) -> Result<(Request, Image, OwnedFd)> {
+        if fds.is_empty() {
+            return Err(Error::new(Kind::Io, "no socket came with the request"));
+        }
+        let files = fds.split_off(1);
+        let image = Image::from_parts(self.remote, files)?;
+        Ok((self.request, image, fds.remove(0)))
+    }
+}
+
 /// To the server.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToServer {
-    /// Open the image and say what it is. The descriptors of a local image come along.
+    /// Open the image and say what it is. The same comes along as with [`Start`].
     Open(Box<Start>),
     /// Show it this way; for [`Means::Nbd`] the sockets come along.
     Attach(Means),

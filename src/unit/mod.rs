@@ -26,6 +26,7 @@ pub mod path_text;
 pub mod plain;
 pub mod record;
 pub mod respawn;
+pub mod secrets;
 pub mod serve;
 pub mod stats;
 pub mod stop;

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use nbdserve::plan::{self, Resolved};
 use nbdserve::source::File;
-use nbdserve::{Cx, Error, Result, Volume};
+use nbdserve::{Cx, Error, Kind, Result, Volume};
 
 use super::events;
 use super::message::{Opened, Request, Show, Via};
@@ -47,13 +47,17 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
         return Ok(None);
     }
     let cx = Cx::new(PROBE_CACHE);
-    let resolved = plan::resolve(
+    let resolved = match plan::resolve(
         source,
         &request.image.to_string_lossy(),
         &request.wanted(),
         &crate::unit::looks_like_root,
         &cx,
-    )?;
+    ) {
+        // There is a lock further inside. The server asks for the key.
+        Err(error) if error.kind() == Kind::Secret => return Ok(None),
+        other => other?,
+    };
     let Some(window) = resolved.source_range else {
         return Ok(None);
     };

@@ -20,16 +20,18 @@ use nbdserve::layer::split;
 use nbdserve::plan::{self, Resolved};
 use nbdserve::prefetch::Prefetch;
 use nbdserve::references::References;
+use nbdserve::secret::{Remembered, Secrets};
 use nbdserve::source::OpenMode;
 use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
 
 use super::channel::Channel;
 use super::events::{self, FOREVER};
 use super::image::{Image, open_files};
-use super::message::{Cow, FromServer, Means, Opened, Request, Start, ToServer};
+use super::message::{Cow, FromServer, Means, Opened, Request, ToServer};
 use super::plain;
 use super::record::StateDir;
 use super::respawn::{self, Role};
+use super::secrets::Asker;
 use super::undo::source_of;
 use crate::sys::process::{bound_heap, set_io_flusher};
 use crate::sys::rights::may_mount_devices;
@@ -96,11 +98,7 @@ impl Server {
         let Some((ToServer::Open(start), fds)) = self.next_order()? else {
             return Ok(());
         };
-        let Start {
-            mut request,
-            remote,
-        } = *start;
-        let image = Image::from_parts(remote, fds)?;
+        let (mut request, image, asker) = start.parts(fds)?;
         crate::log::to_file(
             &StateDir::of_user().unit(&self.id).join("log"),
             request.verbosity,
@@ -112,7 +110,10 @@ impl Server {
             tracing::warn!("memory pressure may stall writes to this image: {error}");
         }
         let observer = Arc::new(Reporter::new(Arc::clone(&self.channel)));
-        let cx = context(&request, &observer);
+        let mut cx = context(&request, &observer);
+        let asker = Arc::new(Asker::from_fd(asker));
+        let answers = Arc::new(Remembered::new(Arc::clone(&asker) as Arc<dyn Secrets>));
+        cx.secrets = Arc::clone(&answers) as Arc<dyn Secrets>;
         let backing = (!request.has_writable_device())
             .then(|| image.regular_file())
             .flatten();
@@ -122,8 +123,11 @@ impl Server {
             tracing::info!("the journal has to be written back: to a scratch layer");
             request.cow = Some(Cow::Replay);
             let source = resolved.chain.remove(0);
+            answers.repeat();
             resolved = resolve(&request, source, &cx)?;
         }
+        answers.forget();
+        asker.done();
         let prefetch = request
             .prefetch
             .then(|| Arc::new(Prefetch::new(&resolved.volume)));

@@ -26,6 +26,11 @@ pub(crate) fn carried() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/two-partitions.raw.xz")
 }
 
+/// What `hello` says in an encrypted image.
+pub(crate) const HELLO_LOCKED: &str = "hello from behind the lock\n";
+/// Opens it. Nothing else in a process looks like this.
+pub(crate) const PASSPHRASE: &str = "open-sesame-4711";
+
 /// The text at `usr/share/doc/loopmount/hello.txt` of the carried disk.
 pub(crate) const HELLO: &str = "usr/share/doc/loopmount/hello.txt";
 
@@ -91,6 +96,31 @@ impl Images {
             ]);
             must(mkfs.arg(path));
             fill(path, "xattr");
+        })
+    }
+
+    /// A small ext4 with the file `hello` ([`HELLO_LOCKED`]) in it.
+    pub(crate) fn hello(&self) -> PathBuf {
+        self.get("hello.raw", |path| {
+            require_tool("mkfs.ext4", "e2fsprogs");
+            let content = tempfile::tempdir().unwrap();
+            fs::write(content.path().join("hello"), HELLO_LOCKED).unwrap();
+            make_sparse(path, 4 * MIB);
+            let mut mkfs = Command::new("mkfs.ext4");
+            must(mkfs.arg("-q").arg("-d").arg(content.path()).arg(path));
+        })
+    }
+
+    /// [`Images::hello`] in LUKS1, opened by [`PASSPHRASE`].
+    pub(crate) fn locked(&self) -> PathBuf {
+        let plain = self.hello();
+        self.get("hello.luks", |path| {
+            require_tool("qemu-img", "qemu-utils");
+            let mut make = Command::new("qemu-img");
+            make.args(["convert", "-q", "-O", "luks", "--object"])
+                .arg(format!("secret,id=key,data={PASSPHRASE}"))
+                .args(["-o", "key-secret=key,iter-time=10"]);
+            must(make.arg(&plain).arg(path));
         })
     }
 

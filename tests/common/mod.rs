@@ -13,6 +13,7 @@ pub(crate) mod helper_link;
 pub(crate) mod holder;
 pub(crate) mod images;
 pub(crate) mod json;
+pub(crate) mod pty;
 pub(crate) mod run;
 pub(crate) mod sandbox;
 pub(crate) mod system;

@@ -66,6 +66,11 @@ impl Cmd {
         self
     }
 
+    /// The command itself, to be started in another way.
+    pub(crate) fn into_command(self) -> Command {
+        self.command
+    }
+
     /// Runs it to its end, and until nobody holds its output open any more.
     pub(crate) fn run(self) -> Outcome {
         self.spawn().wait()

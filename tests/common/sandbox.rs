@@ -84,6 +84,11 @@ impl Sandbox {
         copy
     }
 
+    /// The program under test, where the one who types can execute it.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     pub(crate) fn who(&self) -> Who {
         self.who
     }
@@ -146,6 +151,18 @@ impl Sandbox {
     /// The program under test, typed in this folder.
     pub(crate) fn loopmount(&self) -> Cmd {
         self.tool(&self.program)
+    }
+
+    /// The program under test in a session of its own: with the terminal that is its standard input
+    /// ([`Cmd::on_terminal`]), or with none.
+    pub(crate) fn session(&self, terminal: bool) -> Cmd {
+        let setsid = self.tool("setsid");
+        let setsid = if terminal {
+            setsid.arg("--ctty")
+        } else {
+            setsid
+        };
+        setsid.arg("--wait").arg(&self.program)
     }
 
     /// Another program, run by the same one in the same place.

@@ -279,6 +279,12 @@ impl Blocks {
         }
     }
 
+    /// Where the decoded bytes of the block begin in the device.
+    #[must_use]
+    pub fn offset(&self, number: u64) -> u64 {
+        self.shared.decode.offset(number)
+    }
+
     /// Begins to decode a block for a reader that will come at once: it goes before prefetches.
     pub fn begin(&self, number: u64) {
         if self.shared.check().is_ok() && !self.shared.is_zero(number) {

@@ -11,19 +11,32 @@ mod decoded;
 mod deflate;
 pub mod gzip;
 mod input;
+pub mod luks;
+pub mod lvm;
 pub mod lz4;
 pub mod lzip;
 pub mod lzma;
+mod mapped;
 pub mod offset;
+mod pages;
 pub mod partition;
+pub(crate) mod parts;
+pub mod qcow2;
+pub mod raid;
 mod scan;
 pub mod simg;
 mod spans;
 pub mod split;
+mod striped;
 mod tail;
 pub mod tar;
 mod twins;
+pub mod vdi;
+pub mod vhd;
+pub mod vhdx;
+pub mod vmdk;
 mod window;
+mod winpath;
 pub mod xz;
 pub mod zip;
 pub mod zstd;
@@ -44,6 +57,14 @@ pub static LAYERS: &[&LayerType] = &[
     &tar::TAR,
     &zip::ZIP,
     &simg::SIMG,
+    &vmdk::VMDK,
+    &vdi::VDI,
+    &vhd::VHD,
+    &qcow2::QCOW2,
+    &luks::LUKS,
+    &lvm::LVM,
+    &raid::RAID,
+    &vhdx::VHDX,
     &split::SPLIT,
     &cow::COW,
     &offset::OFFSET,

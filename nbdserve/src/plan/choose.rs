@@ -1,13 +1,15 @@
-//! Which partition of a disk is meant.
+//! Which partition of a disk is meant, or which volume on its partitions.
 
 use std::cell::OnceCell;
 
 use super::fs::{self, Class, FsInfo};
 use super::resolve::{LooksLikeRoot, read_head};
+use super::volumes::Volumes;
 use crate::error::escape;
+use crate::layer::luks::LUKS;
 use crate::layer::partition::{Partition, Table, open_partition};
 use crate::size::format_size;
-use crate::{Error, Kind, Result, Volume};
+use crate::{Cx, Error, Kind, Result, Volume};
 
 /// Partitions whose beginnings are looked at; a table may have thousands.
 const MAX_LOOKED_AT: usize = 128;
@@ -17,29 +19,63 @@ const MAX_LISTED: usize = 16;
 /// every machine and is nobody's root.
 const EFI_SYSTEM: [&str; 2] = ["c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "0xef"];
 
-/// The partitions of a volume. What is in them is looked at when first asked for: it may cost the
-/// decoding of all that lies before.
+/// One that may be meant, by its place in its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// A partition.
+    Partition(usize),
+    /// A logical volume or an array.
+    Volume(usize),
+}
+
+/// The partitions of a volume, and the volumes of LVM2 and MD on them. What is in them is looked at
+/// when first asked for: it may cost the decoding of all that lies before.
 #[derive(Debug)]
 pub(super) struct Partitions {
-    pub(super) table: Table,
+    /// `None` for a volume that is itself a member.
+    pub(super) table: Option<Table>,
     below: Volume,
+    cx: Cx,
     contents: Vec<OnceCell<Option<FsInfo>>>,
+    volumes: OnceCell<Volumes>,
 }
 
 impl Partitions {
-    pub(super) fn new(below: &Volume, table: Table) -> Self {
+    pub(super) fn new(below: &Volume, table: Option<Table>, cx: &Cx) -> Self {
+        let count = table.as_ref().map_or(0, |table| table.partitions.len());
         Self {
-            contents: vec![OnceCell::new(); table.partitions.len().min(MAX_LOOKED_AT)],
+            contents: vec![OnceCell::new(); count.min(MAX_LOOKED_AT)],
             below: below.clone(),
+            cx: cx.clone(),
+            volumes: OnceCell::new(),
             table,
         }
+    }
+
+    /// The partitions, by number.
+    pub(super) fn entries(&self) -> &[Partition] {
+        let table = self.table.as_ref();
+        table.map_or(&[], |table| &table.partitions)
+    }
+
+    /// The volumes on them.
+    pub(super) fn volumes(&self) -> Result<&Volumes> {
+        if let Some(found) = self.volumes.get() {
+            return Ok(found);
+        }
+        let found = Volumes::find(&self.below, &self.cx)?;
+        Ok(self.volumes.get_or_init(|| found))
+    }
+
+    /// The volumes on them, if they were looked for.
+    pub(super) fn known_volumes(&self) -> Option<&Volumes> {
+        self.volumes.get()
     }
 
     /// What the partition at `index` of the table holds; `None` when that is nothing we know, or
     /// the partition cannot be opened.
     pub(super) fn content(&self, index: usize) -> Result<Option<&FsInfo>> {
-        let (Some(cell), Some(partition)) =
-            (self.contents.get(index), self.table.partitions.get(index))
+        let (Some(cell), Some(partition)) = (self.contents.get(index), self.entries().get(index))
         else {
             return Ok(None);
         };
@@ -48,11 +84,37 @@ impl Partitions {
         }
         let mut found = None;
         if !partition.is_container() && partition.problem.is_none() {
-            let volume = self.open(partition)?;
-            let head = read_head(&volume)?;
-            found = fs::recognise(&head.as_sample()).map(|(info, _)| info);
+            // A member may begin like what is in its array.
+            found = self.volumes()?.member(partition.range());
+            if found.is_none() {
+                let volume = self.open(partition)?;
+                let head = read_head(&volume)?;
+                found = fs::recognise(&head.as_sample()).map(|(info, _)| info);
+            }
         }
         Ok(cell.get_or_init(|| found).as_ref())
+    }
+
+    /// What an entry holds, as [`Self::content`].
+    fn content_of(&self, entry: Entry) -> Result<Option<&FsInfo>> {
+        match entry {
+            Entry::Partition(index) => self.content(index),
+            Entry::Volume(index) => self.volumes()?.content(index),
+        }
+    }
+
+    /// Looks at all of them.
+    pub(super) fn look(&self) -> Result<()> {
+        for entry in self.all()? {
+            self.content_of(entry)?;
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> Result<impl Iterator<Item = Entry>> {
+        let partitions = (0..self.entries().len()).map(Entry::Partition);
+        let volumes = (0..self.volumes()?.choices.len()).map(Entry::Volume);
+        Ok(partitions.chain(volumes))
     }
 
     /// What was found in the partition at `index`, without looking.
@@ -61,19 +123,24 @@ impl Partitions {
     }
 
     fn open(&self, partition: &Partition) -> Result<Volume> {
-        open_partition(&self.below, &self.table, partition.number)
+        match &self.table {
+            Some(table) => open_partition(&self.below, table, partition.number),
+            // Partitions come from a table.
+            None => Err(Error::new(Kind::OutOfRange, "there is no partition table")),
+        }
     }
 
     fn numbered(&self) -> impl Iterator<Item = (usize, &Partition)> {
-        self.table.partitions.iter().enumerate()
+        self.entries().iter().enumerate()
     }
 
     /// The partition that `name` means: its number; its label, UUID, or those of the file system
-    /// in it, if they are the only ones; a device name as the kernel would give it.
+    /// in it, if they are the only ones; a device name as the kernel would give it. Or a volume: its
+    /// name, its UUID, or those of what is in it.
     ///
     /// # Errors
     /// `OutOfRange` when there is none or more than one.
-    pub(super) fn named(&self, name: &str) -> Result<u32> {
+    pub(super) fn named(&self, name: &str) -> Result<Entry> {
         let listed = |what: String| {
             Err(Error::new(
                 Kind::OutOfRange,
@@ -81,18 +148,23 @@ impl Partitions {
             ))
         };
         let number = |text: &str| {
-            let number = text.parse().ok()?;
-            let mut all = self.table.partitions.iter();
-            all.any(|entry| entry.number == number).then_some(number)
+            let number: u32 = text.parse().ok()?;
+            let mut all = self.numbered();
+            all.find(|(_, entry)| entry.number == number)
+                .map(|(index, _)| Entry::Partition(index))
         };
-        if name.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() {
+        if name.bytes().all(|byte| byte.is_ascii_digit())
+            && !name.is_empty()
+            && let Some(table) = &self.table
+        {
             // The table says more exactly what is wrong: it may be damaged where it would be.
-            return match number(name) {
-                Some(number) => Ok(number),
-                None => match name.parse() {
-                    Ok(number) => self.table.partition(number).map(|found| found.number),
-                    Err(_) => listed(format!("there is no partition {name}")),
-                },
+            return match (number(name), name.parse()) {
+                (Some(found), _) => Ok(found),
+                (None, Ok(number)) => {
+                    table.partition(number)?;
+                    listed(format!("there is no partition {name}"))
+                }
+                (None, Err(_)) => listed(format!("there is no partition {name}")),
             };
         }
         // First what the table says, for it costs nothing.
@@ -103,64 +175,70 @@ impl Partitions {
             )
         })?;
         if matches.is_empty() {
-            matches = self.matching(|index, _| {
-                let Some(info) = self.content(index)? else {
-                    return Ok(false);
-                };
-                Ok(tag_matches(name, &["LABEL"], info.label.as_deref(), false)
-                    || tag_matches(name, &["UUID"], info.uuid.as_deref(), true))
-            })?;
+            let volumes = self.volumes()?.named(name);
+            matches = volumes.into_iter().map(Entry::Volume).collect();
         }
+        if matches.is_empty() {
+            for entry in self.all()? {
+                if let Some(info) = self.content_of(entry)?
+                    && (tag_matches(name, &["LABEL"], info.label.as_deref(), false)
+                        || tag_matches(name, &["UUID"], info.uuid.as_deref(), true))
+                {
+                    matches.push(entry);
+                }
+            }
+        }
+        let sort = match self.volumes()?.is_empty() {
+            true => "partition",
+            false if self.table.is_none() => "volume",
+            false => "partition or volume",
+        };
         match *matches.as_slice() {
             [one] => return Ok(one),
             [] => {}
             _ => {
                 let name = escape(name);
-                let what = format!("{} partitions are called \"{name}\"", matches.len());
+                let what = format!("{} {sort}s are called \"{name}\"", matches.len());
                 return listed(what);
             }
         }
-        if let Some(number) = device_number(name).and_then(number) {
-            return Ok(number);
+        if let Some(entry) = device_number(name).and_then(number) {
+            return Ok(entry);
         }
-        listed(format!("there is no partition \"{}\"", escape(name)))
+        listed(format!("there is no {sort} \"{}\"", escape(name)))
     }
 
-    fn matching(&self, matches: impl Fn(usize, &Partition) -> Result<bool>) -> Result<Vec<u32>> {
+    fn matching(&self, matches: impl Fn(usize, &Partition) -> Result<bool>) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         for (index, entry) in self.numbered() {
             if matches(index, entry)? {
-                found.push(entry.number);
+                found.push(Entry::Partition(index));
             }
         }
         Ok(found)
     }
 
-    /// The partition that holds the root file system, or the only one that holds any: by GPT type,
+    /// The one that holds the root file system, or the only one that holds any: by GPT type,
     /// this architecture's before others'; the only file system beside the one that firmware boots
-    /// from; the only one whose top level looks like a root, or may when the others do not.
+    /// from; the only one whose top level looks like a root, or may when the others do not. What is
+    /// encrypted may be anything, so it is meant when nothing beside it looks like a root.
     ///
     /// # Errors
     /// `Corrupt` when the table is damaged, `NotThisFormat` when it cannot be told; the message
     /// lists the choices.
-    pub(super) fn root(&self, looks_like_root: LooksLikeRoot<'_>) -> Result<u32> {
-        if let Some(problem) = self.table.first_problem() {
-            let scheme = self.table.scheme;
+    pub(super) fn root(&self, looks_like_root: LooksLikeRoot<'_>) -> Result<Entry> {
+        if let Some(table) = &self.table
+            && let Some(problem) = table.first_problem()
+        {
+            let scheme = table.scheme;
             return Err(
                 Error::new(Kind::Corrupt, format!("the {scheme} is damaged: {problem}"))
                     .hint("-P N takes a partition that is sound; --info lists them"),
             );
         }
-        let typed = |ours: bool| {
-            let entries = self.numbered().filter(move |(_, entry)| {
-                let architecture = entry.root_architecture();
-                architecture.is_some_and(|name| (name == std::env::consts::ARCH) == ours)
-            });
-            entries.map(|(index, _)| index).collect::<Vec<_>>()
-        };
-        let mut choices = typed(true);
+        let mut choices = self.typed(true)?;
         if choices.is_empty() {
-            choices = typed(false);
+            choices = self.typed(false)?;
         }
         if choices.is_empty() {
             choices = self.file_systems()?;
@@ -168,10 +246,10 @@ impl Partitions {
         if choices.len() > 1 {
             let mut roots = Vec::new();
             let mut possible = Vec::new();
-            for &index in &choices {
-                match self.is_root(index, looks_like_root)? {
-                    Some(true) => roots.push(index),
-                    None => possible.push(index),
+            for &entry in &choices {
+                match self.is_root(entry, looks_like_root)? {
+                    Some(true) => roots.push(entry),
+                    None => possible.push(entry),
                     Some(false) => {}
                 }
             }
@@ -183,94 +261,161 @@ impl Partitions {
                 choices = roots;
             }
         }
-        match *choices.as_slice() {
-            [one] => Ok(self.number(one)),
-            [] => Err(Error::new(
+        if let [one] = choices.as_slice() {
+            return Ok(*one);
+        }
+        let volumes = !self.volumes()?.is_empty();
+        let (one, many, hint) = match (&self.table, volumes) {
+            (Some(_), false) => ("partition", "partitions", "-P N"),
+            (Some(_), true) => ("partition or volume", "partitions or volumes", "-P NAME"),
+            (None, _) => ("volume", "volumes", "-P NAME"),
+        };
+        match choices.len() {
+            0 => Err(Error::new(
                 Kind::NotThisFormat,
                 format!(
-                    "no partition holds a file system that we know; there are {}",
+                    "no {one} holds a file system that we know; there are {}",
                     self.list()?
                 ),
             )
-            .hint("--fuse shows the disk as a file, --fuse -P N a partition")),
-            _ => Err(Error::new(
+            .hint(match volumes {
+                false => "--fuse shows the disk as a file, --fuse -P N a partition",
+                true => "--fuse -P NAME shows one as a file; --info says more",
+            })),
+            count => Err(Error::new(
                 Kind::NotThisFormat,
-                format!(
-                    "{} partitions may be meant; there are {}",
-                    choices.len(),
-                    self.list()?
-                ),
+                format!("{count} {many} may be meant; there are {}", self.list()?),
             )
-            .hint("choose one: -P N")),
+            .hint(format!("choose one: {hint}"))),
         }
     }
 
-    /// The partitions with a file system; that of the firmware only when there is no other.
-    fn file_systems(&self) -> Result<Vec<usize>> {
+    /// The partitions whose type says that they are a root; what is only a part of one is none.
+    fn typed(&self, ours: bool) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
-        for (index, _) in self.numbered() {
-            let content = self.content(index)?;
-            if content.is_some_and(|info| info.class == Class::FileSystem) {
-                found.push(index);
+        for (index, entry) in self.numbered() {
+            let architecture = entry.root_architecture();
+            if architecture.is_some_and(|name| (name == std::env::consts::ARCH) == ours) {
+                found.push((index, Entry::Partition(index)));
             }
         }
-        let is_efi = |&index: &usize| {
-            let entry = self.table.partitions.get(index);
-            entry.is_some_and(|entry| EFI_SYSTEM.contains(&entry.type_id.as_str()))
+        let alone = found.len() == 1;
+        let mut whole = Vec::new();
+        for (index, entry) in found {
+            let name = match (alone, self.entries().get(index)) {
+                // Nothing but this one is looked at: it is read next anyway.
+                (true, Some(partition)) if partition.problem.is_none() => {
+                    let head = read_head(&self.open(partition)?)?;
+                    fs::recognise(&head.as_sample()).map(|(info, _)| info.name)
+                }
+                (true, _) => None,
+                (false, _) => self.content(index)?.map(|info| info.name.clone()),
+            };
+            if !matches!(name.as_deref(), Some("lvm2" | "md")) {
+                whole.push(entry);
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The partitions and volumes with a file system; that of the firmware only when there is no
+    /// other. A volume that cannot be opened may have one.
+    fn file_systems(&self) -> Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        for entry in self.all()? {
+            let content = self.content_of(entry)?;
+            let refused = match entry {
+                Entry::Partition(_) => false,
+                Entry::Volume(index) => self.volumes()?.is_refused(index),
+            };
+            let may_hold_one =
+                |info: &FsInfo| info.class == Class::FileSystem || is_encrypted(info);
+            if refused || content.is_some_and(may_hold_one) {
+                found.push(entry);
+            }
+        }
+        let is_efi = |entry: &Entry| match entry {
+            Entry::Volume(_) => false,
+            Entry::Partition(index) => {
+                let entry = self.entries().get(*index);
+                entry.is_some_and(|entry| EFI_SYSTEM.contains(&entry.type_id.as_str()))
+            }
         };
         if !found.iter().all(is_efi) {
-            found.retain(|index| !is_efi(index));
+            found.retain(|entry| !is_efi(entry));
         }
         Ok(found)
     }
 
-    fn is_root(&self, index: usize, looks_like_root: LooksLikeRoot<'_>) -> Result<Option<bool>> {
-        let (Some(info), Some(entry)) = (self.content(index)?, self.table.partitions.get(index))
-        else {
+    fn is_root(&self, entry: Entry, looks_like_root: LooksLikeRoot<'_>) -> Result<Option<bool>> {
+        if let Entry::Volume(index) = entry
+            && self.volumes()?.is_refused(index)
+        {
+            return Ok(None);
+        }
+        let Some(info) = self.content_of(entry)? else {
             return Ok(Some(false));
         };
         // Without owners and links there is no root of a system.
         if matches!(info.name.as_str(), "vfat" | "exfat") {
             return Ok(Some(false));
         }
-        Ok(looks_like_root(&self.open(entry)?, info))
-    }
-
-    fn number(&self, index: usize) -> u32 {
-        // Indices come from the list itself.
-        self.table
-            .partitions
-            .get(index)
-            .map_or(0, |entry| entry.number)
+        if is_encrypted(info) {
+            return Ok(None);
+        }
+        let volume = match entry {
+            Entry::Volume(index) => self.volumes()?.open(index)?,
+            Entry::Partition(index) => match self.entries().get(index) {
+                Some(partition) => self.open(partition)?,
+                None => return Ok(Some(false)),
+            },
+        };
+        Ok(looks_like_root(&volume, info))
     }
 
     /// `1 (100 MiB, EFI System, FAT32), 2 (3.9 GiB, Linux filesystem, ext4 "root")`.
     fn list(&self) -> Result<String> {
+        let is_container = |entry: &Entry| match entry {
+            Entry::Partition(index) => self
+                .entries()
+                .get(*index)
+                .is_some_and(Partition::is_container),
+            Entry::Volume(_) => false,
+        };
         let mut items = Vec::new();
-        for (index, entry) in self.numbered() {
-            if entry.is_container() {
-                continue;
-            }
+        for entry in self.all()?.filter(|entry| !is_container(entry)) {
             if items.len() == MAX_LISTED {
                 items.push("...".to_owned());
                 break;
             }
-            let mut facts = vec![format_size(entry.size)];
-            facts.extend(entry.type_name.map(str::to_owned));
-            facts.extend(
-                entry
-                    .label
-                    .as_ref()
-                    .map(|label| format!("\"{}\"", escape(label))),
-            );
-            facts.extend(self.content(index)?.map(ToString::to_string));
-            items.push(format!("{} ({})", entry.number, facts.join(", ")));
+            items.push(match entry {
+                Entry::Partition(index) => self.describe(index)?,
+                Entry::Volume(index) => self.volumes()?.describe(index)?,
+            });
         }
         Ok(match items.len() {
             0 => "none".to_owned(),
             _ => items.join(", "),
         })
     }
+
+    /// `2 (3.9 GiB, Linux filesystem, ext4 "root")`
+    fn describe(&self, index: usize) -> Result<String> {
+        let Some(entry) = self.entries().get(index) else {
+            return Ok(String::new());
+        };
+        let mut facts = vec![format_size(entry.size)];
+        facts.extend(entry.type_name.map(str::to_owned));
+        let label = entry.label.as_ref();
+        facts.extend(label.map(|label| format!("\"{}\"", escape(label))));
+        facts.extend(self.content(index)?.map(ToString::to_string));
+        Ok(format!("{} ({})", entry.number, facts.join(", ")))
+    }
+}
+
+/// Whether only a key shows what it is.
+fn is_encrypted(info: &FsInfo) -> bool {
+    info.name == LUKS.name
 }
 
 /// Whether `name` is `value`, with one of the tags of mount(8) before it or without any.

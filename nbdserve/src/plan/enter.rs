@@ -4,7 +4,7 @@
 use super::resolve::{Step, strongest};
 use super::{LayerSpec, fs};
 use crate::layer::partition::PARTITION;
-use crate::layer::{LayerType, Sample, Verdict, archive, offset};
+use crate::layer::{LayerType, Sample, Verdict, archive, lvm, offset};
 use crate::{ByteRange, Cx, Result, Volume};
 
 /// A layer that was opened.
@@ -43,7 +43,7 @@ pub(super) fn enter(
     let Some(kind) = archive::of(layer) else {
         let volume = (layer.open)(below, spec.args(), cx)?;
         let range = match is_plain {
-            true => plain_range(layer, &spec, below, volume.size())?,
+            true => plain_range(layer, &spec, below, volume.size(), cx)?,
             false => None,
         };
         return Ok(Entered {
@@ -90,9 +90,13 @@ fn plain_range(
     spec: &LayerSpec,
     below: &Volume,
     size: u64,
+    cx: &Cx,
 ) -> Result<Option<ByteRange>> {
     if layer.name == offset::OFFSET.name {
         return offset::range(below.size(), spec.args()).map(Some);
+    }
+    if layer.name == lvm::LVM.name {
+        return lvm::range(below, spec.args(), cx);
     }
     if layer.name != PARTITION.name {
         return Ok(None);

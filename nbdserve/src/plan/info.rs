@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Content, FsInfo, Resolved};
+use super::{Content, FsInfo, Resolved, VolumeInfo};
 use crate::error::escape;
 use crate::layer::partition::{PARTITION, Partition, Scheme};
 use crate::size::format_size;
@@ -22,6 +22,10 @@ pub struct Info {
     pub table: Option<TableInfo>,
     /// Its partitions.
     pub partitions: Vec<PartitionInfo>,
+    /// The volumes of LVM2 and MD on them.
+    pub volumes: Vec<VolumeInfo>,
+    /// What is unusual about these.
+    pub volume_notes: Vec<String>,
     /// What the last layer holds.
     pub content: Content,
 }
@@ -136,6 +140,8 @@ impl Info {
                 damage: table.damage.clone(),
             }),
             partitions: partitions.collect(),
+            volumes: resolved.volumes.clone(),
+            volume_notes: resolved.volume_notes.clone(),
             content: resolved.content.clone(),
         }
     }
@@ -225,6 +231,27 @@ impl fmt::Display for Info {
                 }
             }
         }
+        if !self.volumes.is_empty() {
+            writeln!(f, "volumes")?;
+            let mut rows = vec![
+                ["", "size", "layout", "content", "uuid", "where"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ];
+            rows.extend(self.volumes.iter().map(volume_row));
+            write_rows(f, &rows)?;
+        }
+        write_notes(f, self.volume_notes.iter())?;
+        for volume in &self.volumes {
+            if let Some(problem) = &volume.problem {
+                writeln!(
+                    f,
+                    "  not opened: {}: {}",
+                    escape(&volume.name),
+                    escape(problem)
+                )?;
+            }
+        }
         write!(f, "content: {}", self.content)?;
         if let Content::FileSystem(info) | Content::Other(info) = &self.content {
             if let Some(uuid) = &info.uuid {
@@ -252,6 +279,19 @@ fn partition_row(entry: &PartitionInfo) -> Vec<String> {
             .map(ToString::to_string)
             .unwrap_or_default(),
         partition.uuid.clone().unwrap_or_default(),
+    ]
+}
+
+fn volume_row(volume: &VolumeInfo) -> Vec<String> {
+    let mark = if volume.chosen { "*" } else { "" };
+    let content = volume.content.as_ref();
+    vec![
+        format!("{}{mark}", volume.name),
+        volume.size.map(format_size).unwrap_or_default(),
+        volume.layout.clone(),
+        content.map(ToString::to_string).unwrap_or_default(),
+        volume.uuid.clone(),
+        volume.members.clone(),
     ]
 }
 

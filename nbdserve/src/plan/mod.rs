@@ -21,10 +21,13 @@ pub mod fs;
 mod info;
 mod resolve;
 mod spec;
+mod volumes;
 
 pub use fs::{Class, FsInfo};
 pub use info::{AccessInfo, Info, LayerInfo, PartitionInfo, TableInfo};
 pub use resolve::{
-    LooksLikeRoot, Opened, Request, Resolved, Step, commit, inspect, looks_plain, reopen, resolve,
+    LooksLikeRoot, Opened, Request, Resolved, Step, commit, inspect, inspect_with, looks_plain,
+    reopen, resolve,
 };
-pub use spec::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+pub use spec::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
+pub use volumes::VolumeInfo;

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use super::choose::Partitions;
+use super::choose::{Entry, Partitions};
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
-use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+use super::volumes::VolumeInfo;
+use super::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
 use crate::layer::cow::{self, COW};
+use crate::layer::luks::LUKS;
 use crate::layer::partition::{PARTITION, Table, read_table};
 use crate::layer::split::SPLIT;
-use crate::layer::{Confidence, LAYERS, LayerType, Sample, Verdict, offset};
+use crate::layer::{Confidence, LAYERS, LayerType, Sample, Verdict, lvm, offset, raid};
 use crate::source::split::Series;
 use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
 
@@ -51,6 +53,11 @@ pub struct Resolved {
     pub table: Option<Table>,
     /// What each partition of the table holds, in its order, as far as that was looked at.
     pub partitions: Vec<Option<FsInfo>>,
+    /// The volumes of LVM2 and MD that were met last, on its partitions or on what is a member by
+    /// itself.
+    pub volumes: Vec<VolumeInfo>,
+    /// What is unusual about them.
+    pub volume_notes: Vec<String>,
     /// What [`Self::volume`] holds.
     pub content: Content,
     /// Where [`Self::volume`] lies in the source, byte for byte, when no layer decodes anything:
@@ -81,6 +88,18 @@ pub fn resolve(
     looks_like_root: LooksLikeRoot<'_>,
     cx: &Cx,
 ) -> Result<Resolved> {
+    resolve_to(source, name, request, looks_like_root, false, cx)
+}
+
+/// `locks`: a layer whose key is missing is no error but the end of the way.
+fn resolve_to(
+    source: Volume,
+    name: &str,
+    request: &Request,
+    looks_like_root: LooksLikeRoot<'_>,
+    locks: bool,
+    cx: &Cx,
+) -> Result<Resolved> {
     let mut walk = Walk::new(source, name, cx);
     let mut cow = request.cow.clone();
     let raw = walk.enter_named(&request.layers, &mut cow)?;
@@ -95,20 +114,40 @@ pub fn resolve(
             continue;
         }
         match found {
-            Found::Layer(spec, evidence) => walk.enter(spec, evidence, Vec::new())?,
+            Found::Layer(spec, evidence) if !is_member(&spec) => {
+                let layer = spec.name().to_owned();
+                match walk.enter(spec, evidence.clone(), Vec::new()) {
+                    Err(error) if locks && error.kind() == Kind::Secret => {
+                        let why = error.to_string();
+                        return walk.finish(Content::Locked(Locked {
+                            layer,
+                            evidence,
+                            why,
+                        }));
+                    }
+                    other => other?,
+                }
+            }
+            Found::Layer(_, _) => {
+                let partitions = Partitions::new(&walk.volume, None, &walk.cx);
+                match walk.choose(partitions, &pick, looks_like_root)? {
+                    Chosen::Whole => {
+                        let bytes = read_head(&walk.volume)?;
+                        let content = fs::recognise(&bytes.as_sample());
+                        return walk.finish(match content {
+                            Some((info, _)) => Content::Other(info),
+                            None => Content::Bytes,
+                        });
+                    }
+                    chosen => walk.enter_chosen(chosen, "", &mut pick, request.purpose)?,
+                }
+            }
             Found::Table(evidence) => {
                 let table = read_table(&walk.volume, None).map_err(|error| walk.named(error))?;
-                if let Some(partition) = walk.choose(table, &pick, looks_like_root)? {
-                    let spec = LayerSpec::with_value(PARTITION.name, &partition.to_string())?;
-                    let notes = walk.table_notes();
-                    walk.enter(spec, evidence, notes)?;
-                    pick = match request.purpose {
-                        Purpose::FileSystem => Pick::Auto,
-                        // The partition asked for, whatever it holds.
-                        Purpose::Bytes => Pick::Disk,
-                    };
-                } else {
-                    return walk.finish(Content::Disk);
+                let partitions = Partitions::new(&walk.volume, Some(table), &walk.cx);
+                match walk.choose(partitions, &pick, looks_like_root)? {
+                    Chosen::Whole => return walk.finish(Content::Disk),
+                    chosen => walk.enter_chosen(chosen, &evidence, &mut pick, request.purpose)?,
                 }
             }
             Found::Content(content) => {
@@ -161,18 +200,33 @@ pub fn commit(
 }
 
 /// As [`resolve()`] for the bytes of the whole disk, with the contents of all partitions. Where a
-/// jump costs the decoding of the whole image only what is known anyway is told.
+/// jump costs the decoding of the whole image only what is known anyway is told. A layer that was
+/// found and whose key is missing is told of as [`Content::Locked`].
 ///
 /// # Errors
 /// As [`resolve()`].
 pub fn inspect(source: Volume, name: &str, layers: &[LayerSpec], cx: &Cx) -> Result<Resolved> {
+    inspect_with(source, name, layers, None, cx)
+}
+
+/// As [`inspect`], with the writes that `cow` has kept.
+///
+/// # Errors
+/// As [`resolve()`].
+pub fn inspect_with(
+    source: Volume,
+    name: &str,
+    layers: &[LayerSpec],
+    cow: Option<LayerSpec>,
+    cx: &Cx,
+) -> Result<Resolved> {
     let request = Request {
         layers: layers.to_vec(),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
-        cow: None,
+        cow,
     };
-    resolve(source, name, &request, &|_, _| None, cx)
+    resolve_to(source, name, &request, &|_, _| None, true, cx)
 }
 
 /// Whether nothing of an image has to be decoded, as far as its first and last bytes and the layers
@@ -286,8 +340,26 @@ struct Walk<'a> {
     chain: Vec<Volume>,
     steps: Vec<Step>,
     source_range: Option<ByteRange>,
+    /// Of the partition table that was met last.
     partitions: Option<Partitions>,
+    /// Of what was met last that is a member by itself.
+    group: Option<Partitions>,
     partition: Option<u32>,
+}
+
+/// What is to be entered.
+enum Chosen {
+    /// Nothing: the whole is meant.
+    Whole,
+    /// The partition of this number.
+    Partition(u32),
+    /// A volume, by layers that lead to it, each with why it is taken.
+    Volume(Vec<(LayerSpec, String)>),
+}
+
+/// Whether a layer was found by its members, so that a volume has to be chosen.
+fn is_member(spec: &LayerSpec) -> bool {
+    [lvm::LVM.name, raid::RAID.name].contains(&spec.name())
 }
 
 impl<'a> Walk<'a> {
@@ -305,6 +377,7 @@ impl<'a> Walk<'a> {
             volume: source,
             steps: Vec::new(),
             partitions: None,
+            group: None,
             partition: None,
         }
     }
@@ -400,14 +473,17 @@ impl<'a> Walk<'a> {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
-        // The spec may name an entry by now. What can be written is not kept for the next time.
-        self.cx.place = match layer.name == COW.name {
+        // The spec may name an entry by now. What was encrypted is not kept as it is
+        // decrypted, nor is what can be written.
+        self.cx.place = match layer.name == LUKS.name || !volume.may_be_kept() {
             true => None,
             false => inside(&spec.to_string()),
         };
+        let volume_notes = volume.notes();
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
+        notes.extend(volume_notes);
         self.steps.push(Step {
             layer: spec,
             evidence,
@@ -464,40 +540,81 @@ impl<'a> Walk<'a> {
         }))
     }
 
-    /// Keeps the table, and chooses one of its partitions unless the whole disk is meant.
+    /// Keeps the partitions, and chooses one, or a volume on them, unless the whole is meant.
     fn choose(
         &mut self,
-        table: Table,
+        partitions: Partitions,
         pick: &Pick,
         looks_like_root: LooksLikeRoot<'_>,
-    ) -> Result<Option<u32>> {
-        let partitions = self.partitions.insert(Partitions::new(&self.volume, table));
+    ) -> Result<Chosen> {
+        let (slot, name) = match partitions.table {
+            Some(_) => (&mut self.partitions, PARTITION.name),
+            None => (&mut self.group, ""),
+        };
+        let partitions = slot.insert(partitions);
         let chosen = match pick {
             Pick::Auto => partitions.root(looks_like_root).map(Some),
             Pick::Partition(name) => partitions.named(name).map(Some),
             Pick::Disk => {
                 if self.volume.geometry().access != Access::FirstPass {
-                    for index in 0..partitions.table.partitions.len() {
-                        partitions.content(index)?;
-                    }
+                    partitions.look()?;
                 }
                 Ok(None)
             }
         };
-        chosen.map_err(|error| error.in_layer(PARTITION.name))
+        let chosen = chosen.map_err(|error| match name {
+            "" => error,
+            name => error.in_layer(name),
+        })?;
+        Ok(match chosen {
+            None => Chosen::Whole,
+            Some(Entry::Partition(index)) => {
+                let entry = partitions.entries().get(index);
+                // Indices come from the list itself.
+                Chosen::Partition(entry.map_or(0, |entry| entry.number))
+            }
+            Some(Entry::Volume(index)) => {
+                let choice = partitions.volumes()?.choices.get(index);
+                Chosen::Volume(choice.map_or_else(Vec::new, |choice| choice.path.clone()))
+            }
+        })
+    }
+
+    /// Opens what was chosen from a table that was found by `evidence`.
+    fn enter_chosen(
+        &mut self,
+        chosen: Chosen,
+        evidence: &str,
+        pick: &mut Pick,
+        purpose: Purpose,
+    ) -> Result<()> {
+        match chosen {
+            Chosen::Whole => return Ok(()),
+            Chosen::Partition(number) => {
+                let spec = LayerSpec::with_value(PARTITION.name, &number.to_string())?;
+                let notes = self.table_notes();
+                self.enter(spec, evidence.to_owned(), notes)?;
+            }
+            Chosen::Volume(path) => {
+                for (spec, why) in path {
+                    self.enter(spec, why, Vec::new())?;
+                }
+            }
+        }
+        *pick = match purpose {
+            Purpose::FileSystem => Pick::Auto,
+            // What was asked for, whatever it holds.
+            Purpose::Bytes => Pick::Disk,
+        };
+        Ok(())
     }
 
     fn table_notes(&self) -> Vec<String> {
-        let partitions = self.partitions.as_ref();
-        partitions.map_or_else(Vec::new, |partitions| {
-            let damage = partitions.table.damage.iter().cloned();
-            partitions
-                .table
-                .notes
-                .iter()
-                .cloned()
-                .chain(damage)
-                .collect()
+        let table = self.partitions.as_ref();
+        let table = table.and_then(|partitions| partitions.table.as_ref());
+        table.map_or_else(Vec::new, |table| {
+            let damage = table.damage.iter().cloned();
+            table.notes.iter().cloned().chain(damage).collect()
         })
     }
 
@@ -523,7 +640,9 @@ impl<'a> Walk<'a> {
                 format!("{what} is {info}, which is no file system"),
             )
             .hint("--fuse shows it as a file")),
-            (Content::Disk | Content::Bytes, _) => Err(self.nothing_known(as_bytes)),
+            (Content::Disk | Content::Bytes | Content::Locked(_), _) => {
+                Err(self.nothing_known(as_bytes))
+            }
         }
     }
 
@@ -548,7 +667,9 @@ impl<'a> Walk<'a> {
         let (what, wanted) = (self.what(), crate::error::escape(wanted));
         let found = match content {
             Content::FileSystem(info) | Content::Other(info) => format!("it is {info}"),
-            Content::Disk | Content::Bytes => "it is nothing we know".to_owned(),
+            Content::Disk | Content::Bytes | Content::Locked(_) => {
+                "it is nothing we know".to_owned()
+            }
         };
         let what = format!("{what} has no partition table to find \"{wanted}\" in: {found}");
         Error::new(Kind::NotThisFormat, what)
@@ -575,11 +696,11 @@ impl<'a> Walk<'a> {
         };
         let mut known = Vec::new();
         if let Some(partitions) = &self.partitions {
-            let all = 0..partitions.table.partitions.len();
+            let all = 0..partitions.entries().len();
             known.extend(all.map(|index| partitions.known_content(index).cloned()));
             // What is served was looked at as a volume, not as a partition.
             let served = self.steps.last().map(|step| step.layer.name()) == Some(PARTITION.name);
-            let mut entries = partitions.table.partitions.iter();
+            let mut entries = partitions.entries().iter();
             let chosen = entries.position(|entry| Some(entry.number) == self.partition);
             if let (true, Content::FileSystem(info) | Content::Other(info)) = (served, &content)
                 && let Some(slot) = chosen.and_then(|index| known.get_mut(index))
@@ -587,12 +708,29 @@ impl<'a> Walk<'a> {
                 *slot = Some(info.clone());
             }
         }
+        let specs: Vec<LayerSpec> = self.steps.iter().map(|step| step.layer.clone()).collect();
+        let volumes = [&self.group, &self.partitions];
+        let volumes = volumes
+            .into_iter()
+            .flatten()
+            .filter_map(Partitions::known_volumes)
+            .find(|volumes| !volumes.is_empty() || !volumes.notes.is_empty());
+        let mut infos = volumes.map_or_else(Vec::new, |volumes| volumes.infos(&specs));
+        // What is served was looked at as the content.
+        let served = self.steps.last().map(|step| is_member(&step.layer));
+        if let (Some(true), Content::FileSystem(info) | Content::Other(info)) = (served, &content)
+            && let Some(chosen) = infos.iter_mut().rfind(|info| info.chosen)
+        {
+            chosen.content = Some(info.clone());
+        }
         Ok(Resolved {
+            volume_notes: volumes.map_or_else(Vec::new, |volumes| volumes.notes.clone()),
+            volumes: infos,
             plan,
             volume: self.volume,
             chain: self.chain,
             steps: self.steps,
-            table: self.partitions.map(|partitions| partitions.table),
+            table: self.partitions.and_then(|partitions| partitions.table),
             partitions: known,
             content,
             source_range: self.source_range,

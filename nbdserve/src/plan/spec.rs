@@ -49,6 +49,19 @@ pub enum Content {
     Disk,
     /// Bytes that nobody was asked to understand, or nobody does.
     Bytes,
+    /// What is inside of a layer whose key is missing.
+    Locked(Locked),
+}
+
+/// A layer that [`super::inspect`] could not open without its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locked {
+    /// The layer's name.
+    pub layer: String,
+    /// Why it was taken.
+    pub evidence: String,
+    /// Why it could not be opened.
+    pub why: String,
 }
 
 impl fmt::Display for Content {
@@ -57,6 +70,14 @@ impl fmt::Display for Content {
             Self::FileSystem(info) | Self::Other(info) => write!(f, "{info}"),
             Self::Disk => f.write_str("whole disk"),
             Self::Bytes => f.write_str("bytes"),
+            Self::Locked(locked) => {
+                let Locked {
+                    layer,
+                    evidence,
+                    why,
+                } = locked;
+                write!(f, "{layer}, locked: {why} ({})", escape(evidence))
+            }
         }
     }
 }
@@ -67,7 +88,7 @@ impl Content {
     pub fn file_system(&self) -> Option<&FsInfo> {
         match self {
             Self::FileSystem(info) => Some(info),
-            Self::Other(_) | Self::Disk | Self::Bytes => None,
+            Self::Other(_) | Self::Disk | Self::Bytes | Self::Locked(_) => None,
         }
     }
 }
@@ -126,6 +147,20 @@ impl LayerSpec {
     #[must_use]
     pub fn args(&self) -> &Args {
         &self.args
+    }
+
+    /// With absolute paths in the place of relative ones, for a server that runs in another folder.
+    #[must_use]
+    pub fn with_absolute_paths(mut self) -> Self {
+        for (name, value) in &mut self.args {
+            if is_path(&self.name, name)
+                && let Ok(path) = std::path::absolute(&*value)
+                && let Ok(text) = path.into_os_string().into_string()
+            {
+                *value = text;
+            }
+        }
+        self
     }
 
     /// The layer's type; `None` for [`RAW`].
@@ -242,6 +277,11 @@ impl fmt::Display for LayerSpec {
         }
         Ok(())
     }
+}
+
+/// Whether the value of this parameter is the path of a file.
+fn is_path(layer: &str, param: &str) -> bool {
+    matches!((layer, param), ("luks", "header"))
 }
 
 impl TryFrom<String> for LayerSpec {

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat};
@@ -37,7 +38,8 @@ pub struct File {
     /// As the user wrote it.
     name: String,
     mode: OpenMode,
-    size: u64,
+    /// Only [`Writer::grow`] changes it.
+    size: AtomicU64,
     /// Set for regular files.
     stamp: Option<Stamp>,
     preferred_block: u32,
@@ -137,7 +139,7 @@ impl File {
             fd,
             name: name.to_owned(),
             mode,
-            size,
+            size: AtomicU64::new(size),
             stamp: regular.then(|| Stamp::of(&stat)),
             preferred_block: block.clamp(512, 1 << 20).next_power_of_two(),
             changed: OnceLock::new(),
@@ -306,7 +308,7 @@ impl Device for File {
     fn geometry(&self) -> Geometry {
         Geometry {
             preferred_block: self.preferred_block,
-            ..Geometry::bytes(self.size)
+            ..Geometry::bytes(self.size.load(Ordering::Acquire))
         }
     }
 
@@ -337,7 +339,7 @@ impl Device for File {
             // The position that this sets is used by nobody.
             let data = match rustix::fs::seek(&self.fd, SeekFrom::Data(at)) {
                 Ok(data) => data,
-                Err(Errno::NXIO) => self.size,
+                Err(Errno::NXIO) => self.size.load(Ordering::Acquire),
                 // The file system cannot tell.
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(()),
                 Err(errno) => return Err(self.failed("find the holes in", range, errno)),
@@ -428,6 +430,24 @@ impl Writer for File {
             return Ok(Done::Declined);
         }
         self.fallocate("zero", FallocateFlags::ZERO_RANGE, range)
+    }
+
+    fn grow(&self, size: u64) -> Result<Done> {
+        if self.is_block_device() {
+            return Ok(Done::Declined);
+        }
+        lock::take_resize(self.fd.as_fd(), &self.name)?;
+        let failed = |errno: Errno| {
+            let what = format!("cannot make {} {size} bytes long", self.name);
+            Error::io(what, errno)
+        };
+        // Somebody else may have made it longer, behind the lock: nothing is cut off.
+        let stat = rustix::fs::fstat(&self.fd).map_err(failed)?;
+        if u64::try_from(stat.st_size).unwrap_or(0) < size {
+            retry_on_intr(|| rustix::fs::ftruncate(&self.fd, size)).map_err(failed)?;
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(Done::Yes)
     }
 
     fn trim(&self, range: ByteRange, _fua: bool) -> Result<()> {

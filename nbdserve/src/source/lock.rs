@@ -79,6 +79,26 @@ pub(super) fn take(fd: BorrowedFd<'_>, name: &str, mode: OpenMode) -> Result<()>
     }
 }
 
+/// Tells others that the size changes from now on, as [`take`] has told that it is written.
+///
+/// # Errors
+/// As [`take`].
+pub(super) fn take_resize(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
+    let resize = Permission::Resize;
+    let taken = ofd_lock::share_byte(fd, resize.used())
+        .and_then(|_| ofd_lock::byte_is_locked(fd, resize.forbidden()));
+    match taken {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            let conflict = resize.forbidden_by_other();
+            let what = format!("{name} is in use: another process {conflict}");
+            Err(Error::new(Kind::Denied, what))
+        }
+        // There were no locks when it was opened, either.
+        Err(_) => Ok(()),
+    }
+}
+
 /// `None` when the locks were taken, else what another process does.
 fn try_take(fd: BorrowedFd<'_>, mode: OpenMode) -> io::Result<Option<&'static str>> {
     let used: &[Permission] = match mode {

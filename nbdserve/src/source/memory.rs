@@ -2,12 +2,11 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use crate::{Device, Geometry, Result, Volume, WriteFeatures, Writer};
+use crate::{Device, Done, Error, Geometry, Kind, Result, Volume, WriteFeatures, Writer};
 
 /// A writable device over a `Vec<u8>`.
 #[derive(Debug)]
 pub struct Memory {
-    size: u64,
     bytes: RwLock<Vec<u8>>,
 }
 
@@ -16,7 +15,6 @@ impl Memory {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self {
-            size: bytes.len() as u64,
             bytes: RwLock::new(bytes),
         }
     }
@@ -34,7 +32,8 @@ impl Device for Memory {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry::bytes(self.size)
+        let bytes = self.bytes.read().unwrap_or_else(PoisonError::into_inner);
+        Geometry::bytes(bytes.len() as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -68,5 +67,16 @@ impl Writer for Memory {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn grow(&self, size: u64) -> Result<Done> {
+        let mut bytes = self.bytes.write().unwrap_or_else(PoisonError::into_inner);
+        let more = size.saturating_sub(bytes.len() as u64);
+        let no_room = || Error::new(Kind::NoSpace, format!("no memory for {size} bytes"));
+        let more = usize::try_from(more).map_err(|_| no_room())?;
+        bytes.try_reserve(more).map_err(|_| no_room())?;
+        let len = bytes.len() + more;
+        bytes.resize(len, 0);
+        Ok(Done::Yes)
     }
 }

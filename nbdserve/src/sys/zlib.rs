@@ -85,6 +85,14 @@ pub(crate) struct Step {
     pub(crate) place: Result<Place, Failure>,
 }
 
+/// The Adler-32 of `bytes` (RFC 1950, 8.2), which stands behind a stream with a zlib header.
+pub(crate) fn adler32(bytes: &[u8]) -> u32 {
+    // SAFETY: pointer and length come from one slice, which zlib only reads.
+    let sum = unsafe { ffi::adler32_z(1, bytes.as_ptr(), bytes.len()) };
+    // Two sums of 16 bits.
+    sum as u32
+}
+
 /// A decoder that can be used for one stream after another.
 pub(crate) struct Inflate {
     /// In a box: zlib may keep its address.
@@ -259,6 +267,12 @@ mod tests {
         }
         inflate.reset().unwrap();
         assert_eq!(all(&mut inflate, &DATA, Stop::Never).0, b"abcabc");
+    }
+
+    #[test]
+    fn the_check_value_of_adler32() {
+        assert_eq!(adler32(b"123456789"), 0x091e_01de);
+        assert_eq!(adler32(b""), 1);
     }
 
     #[test]

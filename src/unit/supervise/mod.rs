@@ -85,7 +85,8 @@ enum Ending {
     Asked,
 }
 
-/// The life of a unit, from the request to the removal of its state folder. `launcher` is watched:
+/// The life of a unit, from the request to the removal of its state folder. `asker` is the socket by
+/// which the server asks for keys; it is only passed on. `launcher` is watched:
 /// its end stops a unit that is not ready yet, and a private one at any time.
 ///
 /// # Errors
@@ -93,6 +94,7 @@ enum Ending {
 pub fn supervise(
     request: Request,
     image: Image,
+    asker: OwnedFd,
     front: &Arc<dyn Front>,
     launcher: Option<&Arc<Channel>>,
 ) -> Result<()> {
@@ -104,7 +106,7 @@ pub fn supervise(
             return Err(error);
         }
     };
-    match supervisor.start(image) {
+    match supervisor.start(image, asker) {
         Ok(via) => {
             front.ready(via);
             let ending = supervisor.run();

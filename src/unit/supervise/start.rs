@@ -35,14 +35,14 @@ const SECTOR: u64 = 512;
 
 impl Supervisor {
     /// Makes the target usable, by the means that is returned.
-    pub(super) fn start(&mut self, image: Image) -> Result<Via> {
+    pub(super) fn start(&mut self, image: Image, asker: OwnedFd) -> Result<Via> {
         self.spawn_server()?;
-        let request = self.record.request.clone();
-        let (remote, fds) = image.parts();
-        self.tell(&ToServer::Open(Box::new(Start { request, remote })), &fds)?;
+        let (start, fds) = Start::new(&self.record.request, &image, &asker);
+        self.tell(&ToServer::Open(Box::new(start)), &fds)?;
         drop(fds);
-        // Only the server holds the image: it is free as soon as that process is gone.
-        drop(image);
+        // Only the server holds the image: it is free as soon as that process is gone. And whoever
+        // answers its questions sees when it is.
+        drop((image, asker));
         let opened = self.wait_for(|message| match message {
             FromServer::Opened(opened) => Some(*opened),
             _ => None,

@@ -233,6 +233,11 @@ impl Device for Cow {
         None
     }
 
+    /// The image's name says nothing of what was written.
+    fn may_be_kept(&self) -> bool {
+        false
+    }
+
     fn close(&self) -> Result<()> {
         let flushed = self.storage.flush(&self.map);
         flushed.and(self.below.close())

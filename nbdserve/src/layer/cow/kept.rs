@@ -200,8 +200,9 @@ impl Kept {
         })?;
         self.set_state(FileState::Open)?;
         // From here on the map means nothing; its space and that of the blocks is given back.
-        self.medium
-            .punch(ByteRange::between(header::MAP_AT, u64::MAX >> 1));
+        let end = self.place(self.header.size);
+        let end = end.saturating_add(u64::from(self.header.block));
+        self.medium.punch(ByteRange::between(header::MAP_AT, end));
         Ok(())
     }
 

@@ -7,10 +7,10 @@ use crate::bytes;
 /// A GUID in the byte order of the disk: the first three fields are little-endian
 /// (UEFI 2.10, appendix A).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Guid([u8; 16]);
+pub(in crate::layer) struct Guid([u8; 16]);
 
 impl Guid {
-    pub(super) fn new(bytes: [u8; 16]) -> Self {
+    pub(in crate::layer) fn new(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 

@@ -2,7 +2,7 @@
 
 mod crc32;
 mod gpt;
-mod guid;
+pub(super) mod guid;
 mod mbr;
 mod read;
 mod table;

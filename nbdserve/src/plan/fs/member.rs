@@ -26,7 +26,7 @@ fn luks(head: &[u8]) -> Option<Found> {
     if !has(head, 0, magic) || !(1..=2).contains(&version) {
         return None;
     }
-    let found = Found::new("luks", Class::Wrapper, FIRST, evidence(magic, 0))
+    let found = member("luks", magic, 0)
         .detail(format!("LUKS{version}"))
         .uuid(text(head, 168, 40));
     Some(match version {

@@ -7,17 +7,11 @@ use crate::layer::Sample;
 /// Name, position and bytes of those that a magic tells.
 const MAGICS: &[(&str, usize, &[u8])] = &[
     // Disk formats.
-    ("qcow2", 0, b"QFI\xfb\0\0\0\x02"),
-    ("qcow2", 0, b"QFI\xfb\0\0\0\x03"),
     ("qcow", 0, b"QFI\xfb\0\0\0\x01"),
-    ("vmdk", 0, b"KDMV"),
-    ("vmdk", 0, b"COWD"),
-    ("vmdk", 0, b"# Disk DescriptorFile"),
-    ("vhdx", 0, b"vhdxfile"),
-    ("vhd", 0, b"conectix"),
-    ("vdi", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
     ("parallels", 0, b"WithoutFreeSpace"),
     ("parallels", 0, b"WithouFreSpacExt"),
+    ("bochs", 0, b"Bochs Virtual HD Image"),
+    ("cloop", 0, b"#!/bin/sh\n#V2.0 Format"),
     ("qed", 0, b"QED\0"),
     ("ewf", 0, b"EVF\x09\x0d\x0a\xff\0"),
     ("ewf", 0, b"EVF2\x0d\x0a\x81\0"),

@@ -6,6 +6,7 @@
 //! was opened is read, read again, and held against its own extents.
 
 pub mod cow;
+mod disks;
 mod gzip;
 mod lz4;
 mod mend;
@@ -13,6 +14,7 @@ mod nbd;
 mod packed;
 mod partition;
 mod plan;
+mod qcow2;
 mod simg;
 mod tar;
 mod xz;
@@ -123,6 +125,10 @@ pub static TARGETS: &[Target] = &[
         run: packed::lzip,
     },
     Target {
+        name: "qcow2_open",
+        run: qcow2::open,
+    },
+    Target {
         name: "simg_open",
         run: simg::open,
     },
@@ -133,6 +139,22 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "cow_map",
         run: cow::map,
+    },
+    Target {
+        name: "vmdk_open",
+        run: disks::vmdk,
+    },
+    Target {
+        name: "vdi_open",
+        run: disks::vdi,
+    },
+    Target {
+        name: "vhd_open",
+        run: disks::vhd,
+    },
+    Target {
+        name: "vhdx_open",
+        run: disks::vhdx,
     },
     Target {
         name: "gpt",
@@ -152,6 +174,8 @@ pub static TARGETS: &[Target] = &[
     },
 ];
 
+/// Which parts of a file the target `vhdx_open` takes.
+pub use disks::VHDX_PARTS;
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
 

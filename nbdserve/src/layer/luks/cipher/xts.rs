@@ -1,0 +1,79 @@
+//! XTS (IEEE 1619, NIST SP 800-38E) on sectors of whole blocks, many at a time.
+
+use super::aes::{Aes, BATCH, BLOCK, Block, load};
+use super::iv::Iv;
+use super::{Direction, Sectors};
+
+pub(super) struct Xts {
+    data: Aes,
+    tweak: Aes,
+}
+
+impl Xts {
+    /// `None` for a key that is not twice one of AES.
+    pub(super) fn new(key: &[u8]) -> Option<Self> {
+        let (data, tweak) = key.split_at(key.len() / 2);
+        if data.len() != tweak.len() {
+            return None;
+        }
+        Some(Self {
+            data: Aes::new(data)?,
+            tweak: Aes::new(tweak)?,
+        })
+    }
+
+    pub(super) fn run(&self, buf: &mut [u8], sectors: Sectors, iv: &Iv, direction: Direction) {
+        let mut number = sectors.number;
+        let group = sectors.len.saturating_mul(BATCH);
+        for group in buf.chunks_mut(group) {
+            let count = group.len() / sectors.len;
+            let mut first = [Block::default(); BATCH];
+            // At most a batch, by the length of the group.
+            let first = first.split_at_mut(count.min(BATCH)).0;
+            iv.fill(number, sectors.step, first);
+            self.tweak.encrypt(first);
+            self.group(group, first, sectors.len / BLOCK, direction);
+            let passed = sectors.step.wrapping_mul(u64::try_from(count).unwrap_or(0));
+            number = number.wrapping_add(passed);
+        }
+    }
+
+    /// Works on sectors of so many blocks, of which the first tweaks are given.
+    fn group(&self, buf: &mut [u8], first: &[Block], per_sector: usize, direction: Direction) {
+        let mut first = first.iter();
+        let mut left = 0_usize;
+        let mut tweak = 0_u128;
+        let mut tweaks = [0_u128; BATCH];
+        let mut blocks = [Block::default(); BATCH];
+        for piece in buf.chunks_mut(BATCH.saturating_mul(BLOCK)) {
+            let count = (piece.len() / BLOCK).min(BATCH);
+            let blocks = blocks.split_at_mut(count).0;
+            for slot in tweaks.iter_mut().take(count) {
+                if left == 0 {
+                    tweak = first.next().map_or(0, |block| u128::from_le_bytes(block.0));
+                    left = per_sector;
+                }
+                *slot = tweak;
+                tweak = double(tweak);
+                left = left.saturating_sub(1);
+            }
+            let bytes = piece.chunks_exact(BLOCK).zip(&tweaks);
+            for (block, (bytes, tweak)) in blocks.iter_mut().zip(bytes) {
+                *block = (load(bytes) ^ tweak).to_le_bytes().into();
+            }
+            match direction {
+                Direction::Decrypt => self.data.decrypt(blocks),
+                Direction::Encrypt => self.data.encrypt(blocks),
+            }
+            let bytes = piece.chunks_exact_mut(BLOCK).zip(&tweaks);
+            for (block, (bytes, tweak)) in blocks.iter().zip(bytes) {
+                bytes.copy_from_slice(&(u128::from_le_bytes(block.0) ^ tweak).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Times the primitive element of GF(2^128), modulo x^128 + x^7 + x^2 + x + 1.
+fn double(tweak: u128) -> u128 {
+    (tweak << 1) ^ (0x87 & 0_u128.wrapping_sub(tweak >> 127))
+}

@@ -1,0 +1,6 @@
+//! LUKS images: made by cryptsetup and qemu-img, read and written, read back by qemu-img, damaged in
+//! every field.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod data;
+mod images;

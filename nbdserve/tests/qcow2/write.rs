@@ -1,0 +1,500 @@
+//! Writing: against a model, with qemu-img as the judge of what is in the file afterwards.
+
+use nbdserve::source::{File, OpenMode};
+use nbdserve::testing::{Model, Op, Rng, conformance, noise};
+use nbdserve::{ByteRange, Kind, Result, Volume, ZeroOpts};
+
+use crate::images::{Folder, MIB, cx, open_on};
+
+/// Longest random request.
+const LONGEST: u64 = 300_000;
+
+impl Folder {
+    /// Opens an image for writing, which nobody else has open; see [`Self::run`] on who may seem to.
+    pub(crate) fn open_rw(&self, name: &str) -> Result<Volume> {
+        for _ in 0..200 {
+            match self.try_open_rw(name) {
+                Err(error) if error.kind() == Kind::Denied => {}
+                result => return result,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        self.try_open_rw(name)
+    }
+
+    fn try_open_rw(&self, name: &str) -> Result<Volume> {
+        let path = self.path(name);
+        let below = Volume::new(File::open(&path, OpenMode::Write)?);
+        open_on(&below, &path, &[], &cx())
+    }
+
+    /// Fails unless qemu-img finds nothing wrong with an image, not even a leak.
+    pub(crate) fn check(&self, name: &str) {
+        self.img(&["check", name]);
+    }
+}
+
+/// Writes to an image at random, closes and opens it between, and has qemu-img check and read it.
+fn exercise(folder: &Folder, name: &str, rounds: u64, ops: u64) {
+    let mut model = Model::new(folder.oracle(name, &[]));
+    for round in 0..rounds {
+        let volume = folder.open_rw(name).unwrap();
+        for step in 0..ops {
+            let op = Op::from_seed(round * 1000 + step, volume.size(), LONGEST);
+            model.apply(&volume, op);
+        }
+        model.compare_all(&volume);
+        volume.close().unwrap();
+        drop(volume);
+        folder.check(name);
+        let all = ByteRange::between(0, model.bytes().len() as u64);
+        model.compare(&folder.oracle(name, &[]), all);
+        let volume = folder.open(name).unwrap();
+        model.compare_all(&volume);
+    }
+}
+
+/// An image made with these options, that is empty or has these bytes, and written to.
+fn made(options: &str, size: usize, full: bool) {
+    let folder = Folder::new();
+    if full {
+        folder.disk(size, 5);
+        folder.img(&["convert", "-O", "qcow2", "-o", options, "raw", "image"]);
+    } else {
+        let size = size.to_string();
+        folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", &size]);
+    }
+    exercise(&folder, "image", 3, 120);
+}
+
+#[test]
+fn an_empty_image_is_filled() {
+    made("cluster_size=65536", 4 * MIB, false);
+}
+
+#[test]
+fn a_full_image_is_overwritten() {
+    made("cluster_size=65536", 4 * MIB, true);
+}
+
+#[test]
+fn a_disk_may_end_within_a_cluster() {
+    made("cluster_size=65536", 3 * MIB + 5 * 512, true);
+    made("cluster_size=2M", 5 * MIB + 512, false);
+    made("extended_l2=on", 2 * MIB + 3 * 512, true);
+}
+
+#[test]
+fn clusters_of_every_size() {
+    made("cluster_size=512", 2 * MIB, false);
+    made("cluster_size=4096", 3 * MIB, true);
+    made("cluster_size=2M", 9 * MIB, true);
+}
+
+#[test]
+fn the_second_version_of_the_format() {
+    made("compat=0.10", 3 * MIB, false);
+    made("compat=0.10,cluster_size=512", 2 * MIB, true);
+}
+
+#[test]
+fn refcounts_of_every_width() {
+    for bits in [1, 2, 4, 8, 32, 64] {
+        let options = format!("refcount_bits={bits},cluster_size=512");
+        made(&options, MIB, bits == 2);
+    }
+}
+
+#[test]
+fn subclusters() {
+    made("extended_l2=on", 4 * MIB, false);
+    made("extended_l2=on,cluster_size=16k", 3 * MIB, true);
+}
+
+#[test]
+fn compressed_clusters_are_replaced() {
+    for options in [
+        "compression_type=zlib",
+        "compression_type=zstd",
+        "compression_type=zstd,cluster_size=4k",
+        "compat=0.10",
+        "extended_l2=on",
+    ] {
+        let folder = Folder::new();
+        folder.disk(4 * MIB, 3);
+        folder.img(&[
+            "convert", "-c", "-O", "qcow2", "-o", options, "raw", "image",
+        ]);
+        exercise(&folder, "image", 3, 100);
+    }
+}
+
+#[test]
+fn a_backing_file_shows_through_and_is_not_touched() {
+    for options in [
+        "cluster_size=65536",
+        "compat=0.10",
+        "extended_l2=on",
+        "cluster_size=512",
+    ] {
+        let folder = Folder::new();
+        folder.disk(2 * MIB + 1536, 7);
+        folder.img(&["convert", "-c", "-O", "qcow2", "raw", "base"]);
+        let before = std::fs::read(folder.path("base")).unwrap();
+        let size = (3 * MIB).to_string();
+        let create = [
+            "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "-o",
+        ];
+        folder.img(&[&create[..], &[options, "image", &size]].concat());
+        exercise(&folder, "image", 3, 100);
+        assert!(std::fs::read(folder.path("base")).unwrap() == before);
+    }
+}
+
+#[test]
+fn internal_snapshots_keep_what_they_hold() {
+    for options in [
+        "cluster_size=65536",
+        "extended_l2=on",
+        "cluster_size=512",
+        "compat=0.10",
+    ] {
+        let folder = Folder::new();
+        folder.disk(2 * MIB, 11);
+        folder.img(&[
+            "convert", "-c", "-O", "qcow2", "-o", options, "raw", "image",
+        ]);
+        let mut kept = Vec::new();
+        for round in 0..3 {
+            let snapshot = format!("s{round}");
+            folder.img(&["snapshot", "-c", &snapshot, "image"]);
+            kept.push((snapshot, folder.oracle("image", &[])));
+            exercise(&folder, "image", 1, 80);
+        }
+        for (snapshot, bytes) in &kept {
+            assert!(
+                folder.oracle("image", &["-l", snapshot]) == *bytes,
+                "{options}"
+            );
+        }
+        // Going back to one, and dropping one, counts every cluster.
+        folder.img(&["snapshot", "-d", "s0", "image"]);
+        folder.img(&["snapshot", "-a", "s1", "image"]);
+        folder.check("image");
+        assert!(folder.oracle("image", &[]) == kept[1].1);
+        exercise(&folder, "image", 1, 80);
+    }
+}
+
+#[test]
+fn a_data_file_of_its_own() {
+    for options in [
+        "data_file=data",
+        "data_file=data,extended_l2=on",
+        "data_file=data,data_file_raw=on",
+    ] {
+        let folder = Folder::new();
+        let size = (3 * MIB + 512).to_string();
+        folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", &size]);
+        exercise(&folder, "image", 3, 100);
+        if options.contains("raw") {
+            assert!(std::fs::read(folder.path("data")).unwrap() == folder.oracle("image", &[]));
+        }
+    }
+}
+
+#[test]
+fn many_clusters_take_more_blocks_of_refcounts_and_a_longer_table() {
+    let folder = Folder::new();
+    let options = "cluster_size=512,refcount_bits=64";
+    let size = 24 * MIB;
+    folder.img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        options,
+        "image",
+        &size.to_string(),
+    ]);
+    let volume = folder.open_rw("image").unwrap();
+    let writer = volume.writer().unwrap();
+    let bytes = noise(size, 9);
+    // A table of one cluster counts 2 MiB.
+    for (number, piece) in bytes.chunks(777_777).enumerate() {
+        writer
+            .write_at(piece, number as u64 * 777_777, number % 5 == 0)
+            .unwrap();
+    }
+    assert!(conformance::read_all(&volume) == bytes);
+    volume.close().unwrap();
+    drop(volume);
+    folder.check("image");
+    assert!(folder.oracle("image", &[]) == bytes);
+    exercise(&folder, "image", 1, 30);
+}
+
+#[test]
+fn the_contract_of_devices_is_kept() {
+    for options in ["cluster_size=65536", "extended_l2=on", "cluster_size=512"] {
+        let folder = Folder::new();
+        let disk = folder.disk(MIB + 512, 13);
+        let open = || {
+            folder.img(&[
+                "convert", "-c", "-O", "qcow2", "-o", options, "raw", "image",
+            ]);
+            (folder.open_rw("image").unwrap(), disk.clone())
+        };
+        conformance::check(open);
+        conformance::check_writer(open);
+        folder.check("image");
+    }
+}
+
+#[test]
+fn a_trim_gives_space_back() {
+    let folder = Folder::new();
+    folder.img(&["create", "-q", "-f", "qcow2", "image", "16M"]);
+    let volume = folder.open_rw("image").unwrap();
+    let writer = volume.writer().unwrap();
+    writer.write_at(&noise(8 * MIB, 1), 0, true).unwrap();
+    let blocks = || {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(folder.path("image")).unwrap().blocks()
+    };
+    let full = blocks();
+    let range = ByteRange::between(0, 8 * MIB as u64);
+    writer.trim(range, false).unwrap();
+    assert!(
+        blocks() >= full,
+        "nothing is given back before that is safe"
+    );
+    writer.flush().unwrap();
+    assert!(blocks() < full / 4, "{} of {full}", blocks());
+    assert!(
+        volume
+            .read_vec(0, 8 * MIB)
+            .unwrap()
+            .iter()
+            .all(|byte| *byte == 0)
+    );
+    // The space is used again.
+    writer
+        .write_at(&noise(8 * MIB, 2), 8 * MIB as u64, true)
+        .unwrap();
+    let len = std::fs::metadata(folder.path("image")).unwrap().len();
+    assert!(len < 10 * MIB as u64, "{len}");
+    volume.close().unwrap();
+    drop(volume);
+    folder.check("image");
+}
+
+#[test]
+fn zeroes_take_no_space_and_no_time() {
+    let folder = Folder::new();
+    folder.disk(4 * MIB, 2);
+    folder.img(&["convert", "-O", "qcow2", "raw", "base"]);
+    let create = [
+        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "image", "64G",
+    ];
+    folder.img(&create);
+    let volume = folder.open_rw("image").unwrap();
+    let writer = volume.writer().unwrap();
+    let opts = ZeroOpts {
+        may_trim: true,
+        fua: false,
+        fast_only: true,
+    };
+    let range = ByteRange::between(0, 1 << 30);
+    assert_eq!(writer.zero(range, opts).unwrap(), nbdserve::Done::Yes);
+    volume.close().unwrap();
+    let runs = volume.extents(range).unwrap();
+    assert_eq!(runs.runs().len(), 1, "{runs:?}");
+    drop(volume);
+    folder.check("image");
+    assert!(std::fs::metadata(folder.path("image")).unwrap().len() < 4 * MIB as u64);
+}
+
+#[test]
+fn threads_write_side_by_side() {
+    let folder = Folder::new();
+    folder.disk(4 * MIB, 21);
+    folder.img(&["convert", "-c", "-O", "qcow2", "raw", "image"]);
+    let expected = folder.oracle("image", &[]);
+    let volume = folder.open_rw("image").unwrap();
+    // Each owns every eighth 4 KiB: clusters are shared by all of them.
+    let expected = std::sync::Mutex::new(expected);
+    std::thread::scope(|scope| {
+        for thread in 0..8_u64 {
+            let (volume, expected) = (&volume, &expected);
+            scope.spawn(move || {
+                let writer = volume.writer().unwrap();
+                let mut rng = Rng::new(thread);
+                for step in 0..200 {
+                    let block = rng.below(4 * MIB as u64 / 32768) * 8 + thread;
+                    let at = block * 4096;
+                    match rng.below(8) {
+                        0 => {
+                            let range = ByteRange::between(at, at + 4096);
+                            let _ = writer.zero(range, ZeroOpts::default()).unwrap();
+                            expected.lock().unwrap()[at as usize..][..4096].fill(0);
+                        }
+                        1 => writer.flush().unwrap(),
+                        _ => {
+                            let bytes = noise(4096, thread * 1000 + step);
+                            writer.write_at(&bytes, at, false).unwrap();
+                            expected.lock().unwrap()[at as usize..][..4096].copy_from_slice(&bytes);
+                            assert!(volume.read_vec(at, 4096).unwrap() == bytes);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let expected = expected.into_inner().unwrap();
+    assert!(conformance::read_all(&volume) == expected);
+    volume.close().unwrap();
+    drop(volume);
+    folder.check("image");
+    assert!(folder.oracle("image", &[]) == expected);
+}
+
+#[test]
+fn what_must_not_be_written_is_refused_by_name() {
+    let folder = Folder::new();
+    folder.img(&["create", "-q", "-f", "qcow2", "image", "1M"]);
+    let good = std::fs::read(folder.path("image")).unwrap();
+    for (bit, word) in [(0, "check -r all"), (1, "corrupt")] {
+        let mut bytes = good.clone();
+        bytes[79] = 1 << bit;
+        std::fs::write(folder.path("image"), &bytes).unwrap();
+        let error = folder.open_rw("image").unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(
+            error.report().to_string().contains(word),
+            "{}",
+            error.report()
+        );
+        // Reading is another matter.
+        folder.open("image").unwrap();
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_shown_cannot_be_written() {
+    let folder = Folder::new();
+    folder.img(&["create", "-q", "-f", "qcow2", "image", "1M"]);
+    folder.img(&["snapshot", "-c", "then", "image"]);
+    let path = folder.path("image");
+    let below = Volume::new(File::open(&path, OpenMode::Write).unwrap());
+    let volume = open_on(&below, &path, &[("snapshot", "then")], &cx()).unwrap();
+    assert!(volume.writer().is_none());
+}
+
+#[test]
+fn features_that_are_not_kept_true_are_cleared_by_the_first_write() {
+    let folder = Folder::new();
+    folder.img(&["create", "-q", "-f", "qcow2", "image", "1M"]);
+    folder.img(&["bitmap", "--add", "image", "b"]);
+    let autoclear = || std::fs::read(folder.path("image")).unwrap()[88..96].to_vec();
+    assert_eq!(autoclear()[7], 1);
+    let mut bytes = std::fs::read(folder.path("image")).unwrap();
+    bytes[88] = 0x80;
+    std::fs::write(folder.path("image"), bytes).unwrap();
+    let volume = folder.open_rw("image").unwrap();
+    assert_eq!(autoclear()[0], 0x80, "nothing was written yet");
+    volume.writer().unwrap().write_at(&[1], 0, false).unwrap();
+    assert_eq!(autoclear(), [0; 8]);
+    volume.close().unwrap();
+}
+
+#[test]
+fn qemu_sees_that_an_image_is_being_written() {
+    let folder = Folder::new();
+    folder.disk(MIB, 1);
+    folder.img(&["convert", "-O", "qcow2", "raw", "base"]);
+    let create = [
+        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "image", "1M",
+    ];
+    folder.img(&create);
+    let volume = folder.open_rw("image").unwrap();
+    volume
+        .writer()
+        .unwrap()
+        .write_at(&noise(MIB, 1), 0, true)
+        .unwrap();
+    let qemu_io = |args: &[&str]| {
+        let mut command = nbdserve::testing::tools::command("qemu-io");
+        let command = command.current_dir(folder.path("."));
+        command.args(args).output().unwrap()
+    };
+    for args in [
+        ["-c", "read 0 512", "image"],
+        ["-c", "write 0 512", "image"],
+    ] {
+        let output = qemu_io(&args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && text.contains("lock"),
+            "{args:?}: {text}"
+        );
+    }
+    // The backing file may be read by others, and not written.
+    assert!(
+        qemu_io(&["-r", "-c", "read 0 512", "base"])
+            .status
+            .success()
+    );
+    assert!(!qemu_io(&["-c", "write 0 512", "base"]).status.success());
+    assert_eq!(
+        folder.try_open_rw("image").unwrap_err().kind(),
+        Kind::Denied
+    );
+    volume.close().unwrap();
+    drop(volume);
+    assert!(qemu_io(&["-c", "write 0 512", "image"]).status.success());
+}
+
+#[test]
+fn a_part_of_a_disk_does_not_grow() {
+    let folder = Folder::new();
+    folder.img(&["create", "-q", "-f", "qcow2", "image", "8M"]);
+    // A partition of 1 MiB with the image in it.
+    let mut bytes = std::fs::read(folder.path("image")).unwrap();
+    bytes.resize(MIB, 0);
+    let mut disk = vec![0; MIB];
+    disk.extend(bytes);
+    disk.extend(noise(MIB, 5));
+    folder.raw("disk", &disk);
+    let path = folder.path("disk");
+    let below = Volume::new(File::open(&path, OpenMode::Write).unwrap());
+    let args = [("offset", "1M"), ("size", "1M")];
+    let args = args.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let args = nbdserve::layer::Args::from(args);
+    let part = (nbdserve::layer::offset::OFFSET.open)(&below, &args, &cx()).unwrap();
+    let volume = open_on(&part, &path, &[], &cx()).unwrap();
+    let writer = volume.writer().unwrap();
+    let piece = noise(65536, 1);
+    let mut written = 0;
+    let error = loop {
+        match writer.write_at(&piece, written * 65536, true) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), Kind::NoSpace, "{error}");
+    assert!((8..15).contains(&written), "{written}");
+    volume.close().unwrap();
+    let all = conformance::read_all(&volume);
+    assert!(
+        all[..written as usize * 65536]
+            .chunks(65536)
+            .all(|found| found == piece)
+    );
+    drop((volume, part, below));
+    let after = std::fs::read(&path).unwrap();
+    assert!(after[2 * MIB..] == disk[2 * MIB..] && after.len() == disk.len());
+    std::fs::write(folder.path("image"), &after[MIB..2 * MIB]).unwrap();
+    folder.check("image");
+}
