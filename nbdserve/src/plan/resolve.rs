@@ -177,6 +177,8 @@ pub fn commit(
     identity: &dyn Fn() -> Option<String>,
     cx: &Cx,
 ) -> Result<cow::Committed> {
+    // A layer may write as soon as it is opened.
+    let before = identity();
     let mut walk = Walk::new(source, name, cx);
     // Up to where the layer would lie.
     let disk = layers
@@ -192,7 +194,7 @@ pub fn commit(
         walk.enter(spec, evidence, Vec::new())?;
     }
     let base = cow::Base {
-        identity: identity(),
+        identity: before,
         ..walk.base()
     };
     cow::commit(&walk.volume, file, &base, identity, &walk.cx)
