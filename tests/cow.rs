@@ -306,7 +306,8 @@ fn a_dirty_journal_is_written_back_to_a_scratch_layer() {
         images::xz(&raw, &packed, &["-0", "--block-size=4MiB"]);
         for image in [&raw, &packed] {
             let before = sha256(image);
-            for via in ["auto", "loop"] {
+            let vias: &[&str] = if image == &raw { &["auto"] } else { &["loop"] };
+            for via in vias {
                 let point = sandbox.mount(&["--via", via], image, "mnt");
                 let mount = mount_at(&point).unwrap();
                 assert!(mount.options.starts_with("ro"), "{mount:?}");

@@ -69,7 +69,7 @@ impl Base {
                 for place in 1..PLACES {
                     let at = u128::from(size).saturating_mul(u128::from(place));
                     add(
-                        u64::try_from(at / u128::from(PLACES)).unwrap_or(0),
+                        u64::try_from(at.checked_div(u128::from(PLACES)).unwrap_or(0)).unwrap_or(0),
                         PLACE_LEN,
                     )?;
                 }

@@ -62,6 +62,12 @@ impl Cow {
         lock.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The block that the byte `offset` is in.
+    fn block_at(&self, offset: u64) -> u64 {
+        // Not zero.
+        offset.checked_div(self.block).unwrap_or(0)
+    }
+
     /// The bytes of the blocks from `first` to `end`.
     fn bytes(&self, first: u64, end: u64) -> ByteRange {
         let start = first.saturating_mul(self.block);
@@ -70,7 +76,7 @@ impl Cow {
 
     /// The run of blocks in one state at `offset`, its bytes cut to `range`.
     fn run(&self, offset: u64, range: ByteRange) -> (State, ByteRange) {
-        let first = offset / self.block;
+        let first = self.block_at(offset);
         let end = range.end().div_ceil(self.block);
         let (state, end) = self.map.run(first, end);
         let end = end.saturating_mul(self.block).min(range.end());
@@ -80,7 +86,7 @@ impl Cow {
     /// The next piece of a change of `range` at `offset`: whole blocks of one region, or a part of
     /// one block. The block it begins in, the bytes, whether it is whole blocks.
     fn piece(&self, offset: u64, range: ByteRange) -> (u64, ByteRange, bool) {
-        let block = offset / self.block;
+        let block = self.block_at(offset);
         let one = self.bytes(block, block.saturating_add(1));
         if offset > one.start() || range.end() < one.end() {
             let end = range.end().min(one.end());
@@ -89,7 +95,7 @@ impl Cow {
         let last = if range.end() == self.size {
             self.size.div_ceil(self.block)
         } else {
-            range.end() / self.block
+            self.block_at(range.end())
         };
         let region_end = (block / REGION).saturating_add(1).saturating_mul(REGION);
         (block, self.bytes(block, last.min(region_end)), true)
@@ -131,12 +137,12 @@ impl Cow {
 
     /// Makes whole blocks zero; those that are below only as well, unless `keep`.
     fn clear(&self, range: ByteRange, keep: bool) {
-        let first = range.start() / self.block;
+        let first = self.block_at(range.start());
         let _shared = self.shared(first);
         let mut at = range.start();
         while at < range.end() {
             let (state, run) = self.run(at, range);
-            let blocks = (at / self.block, run.end().div_ceil(self.block));
+            let blocks = (self.block_at(at), run.end().div_ceil(self.block));
             match state {
                 State::Zero => {}
                 State::Absent if keep => {}

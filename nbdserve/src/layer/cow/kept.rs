@@ -71,9 +71,9 @@ impl Kept {
             }
             false => {
                 let parsed = Header::of_file(&start);
-                let header = parsed.map_err(|error| in_file(&name, error))?;
+                let header = parsed.map_err(|error| in_file(&name, &error))?;
                 base.check(below, &header)
-                    .map_err(|error| in_file(&name, error))?;
+                    .map_err(|error| in_file(&name, &error))?;
                 header
             }
         };
@@ -118,8 +118,8 @@ impl Kept {
                 break;
             };
             // Whole sectors.
-            at = data.max(at) / sector_len.max(1);
-            at = at.saturating_mul(sector_len);
+            at = data.max(at);
+            at = at.saturating_sub(at % 512);
             if at >= end {
                 break;
             }
@@ -130,10 +130,10 @@ impl Kept {
             let read = read.map_err(|error| self.cannot("read the map of", error))?;
             // What lies behind the end of the file was never written.
             piece.get_mut(read..).unwrap_or_default().fill(0);
-            let first = at.saturating_sub(header::MAP_AT) / sector_len.max(1);
+            let first = at.saturating_sub(header::MAP_AT) / 512;
             for (index, sector) in (first..).zip(piece.chunks(SECTOR_LEN)) {
                 let words = self.header.parse_sector(index, sector);
-                let words = words.map_err(|error| in_file(&self.name, error))?;
+                let words = words.map_err(|error| in_file(&self.name, &error))?;
                 if let Some(words) = words {
                     map.load(index, &words);
                 }
@@ -251,7 +251,7 @@ fn write_header(medium: &dyn Medium, name: &str, header: &Header) -> Result<()> 
 }
 
 /// An error in what a file holds, with the file's name.
-fn in_file(name: &str, error: Error) -> Error {
+fn in_file(name: &str, error: &Error) -> Error {
     let report = error.report();
     let named = Error::new(error.kind(), format!("{name}: {}", report.what));
     match (report.hint, error.kind()) {
@@ -273,7 +273,7 @@ impl Storage for Kept {
         let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
         let end = offset.saturating_add(len).div_ceil(block);
         // Nothing of the map has to be stored for a block that is there.
-        let mut at = offset / block;
+        let mut at = offset.checked_div(block).unwrap_or(0);
         while at < end {
             let (state, run_end) = map.run(at, end);
             if state != State::Stored {

@@ -130,7 +130,7 @@ impl Scratch {
 impl Storage for Scratch {
     fn write(&self, map: &Map, offset: u64, buf: &[u8]) -> Result<()> {
         let block_len = usize::try_from(self.block).unwrap_or(usize::MAX);
-        let first = offset / self.block.max(1);
+        let first = offset.checked_div(self.block).unwrap_or(0);
         let count = u64::try_from(buf.len().div_ceil(block_len.max(1))).unwrap_or(u64::MAX);
         let end = first.saturating_add(count);
         let (mut block, mut rest) = (first, buf);
@@ -188,8 +188,9 @@ impl Storage for Scratch {
         }
         let (mut at, mut done) = (offset, 0_usize);
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let block = at / self.block.max(1);
-            let start = usize::try_from(at % self.block.max(1)).unwrap_or(usize::MAX);
+            let block = at.checked_div(self.block).unwrap_or(0);
+            let start =
+                usize::try_from(at.checked_rem(self.block).unwrap_or(0)).unwrap_or(usize::MAX);
             let shard = self.shard(block);
             let Some(held) = shard.get(&block).and_then(|held| held.get(start..)) else {
                 break;
