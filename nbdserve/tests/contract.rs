@@ -302,3 +302,67 @@ fn reads_reach_the_device_at_the_same_time() {
     });
     assert_eq!((gate.in_flight(), gate.served()), (0, READERS as u64));
 }
+
+#[test]
+fn what_is_a_file_of_its_own_grows_and_a_part_of_it_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    std::fs::write(&path, patchy(5000)).unwrap();
+    let file = nbdserve::source::File::open(&path, nbdserve::source::OpenMode::Write).unwrap();
+    for volume in [Memory::volume(patchy(5000)), Volume::new(file)] {
+        let args = [("offset".to_owned(), "1000".to_owned())];
+        let args = nbdserve::layer::Args::from(args);
+        let cx = nbdserve::Cx::new(1 << 20);
+        let part = (nbdserve::layer::offset::OFFSET.open)(&volume, &args, &cx).unwrap();
+        assert_eq!(part.writer().unwrap().grow(5000).unwrap(), Done::Declined);
+        assert_eq!((part.size(), volume.size()), (4000, 5000));
+
+        let clone = volume.clone();
+        let writer = volume.writer().unwrap();
+        assert_eq!(writer.grow(70_000).unwrap(), Done::Yes);
+        assert_eq!((clone.size(), clone.geometry().size), (70_000, 70_000));
+        assert_eq!(part.size(), 4000, "it was made before");
+        assert!(clone.read_vec(0, 5000).unwrap() == patchy(5000));
+        assert!(
+            clone
+                .read_vec(5000, 65_000)
+                .unwrap()
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+        // Never shorter.
+        assert_eq!(writer.grow(10).unwrap(), Done::Yes);
+        assert_eq!(volume.size(), 70_000);
+        writer.write_at(&[7; 1000], 69_000, true).unwrap();
+        assert_eq!(clone.read_vec(69_999, 1).unwrap(), [7]);
+        let error = writer.write_at(&[7], 70_000, false).unwrap_err();
+        assert_eq!(error.kind(), Kind::OutOfRange);
+        let extents = volume.extents(ByteRange::between(0, 70_000)).unwrap();
+        assert_eq!(extents.runs().last().unwrap().range.end(), 70_000);
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 70_000);
+}
+
+#[test]
+fn no_read_sees_a_volume_that_grows_in_two_sizes() {
+    let volume = Memory::volume(patchy(4096));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for step in 2..200 {
+                let _ = volume.writer().unwrap().grow(step * 4096).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            for _ in 0..2000 {
+                let size = volume.size();
+                volume.read_vec(size - 1, 1).unwrap();
+                volume
+                    .writer()
+                    .unwrap()
+                    .write_at(&[1], size - 1, false)
+                    .unwrap();
+            }
+        });
+    });
+    assert_eq!(volume.size(), 199 * 4096);
+}

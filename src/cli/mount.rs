@@ -47,7 +47,7 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
         let request = cli.request(id, name, target, missing, false);
         return up(cli, request, source, asked);
     }
-    run_command(cli, name, source, id, asked)
+    run_command(cli, name, source, id, &asked)
 }
 
 /// Whoever answers while the unit starts.
@@ -138,7 +138,13 @@ fn stay(request: Request, image: Image, asked: Asked) -> Result<Exit> {
     }
 }
 
-fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String, asked: Asked) -> Result<Exit> {
+fn run_command(
+    cli: &Cli,
+    name: PathBuf,
+    source: Source,
+    id: String,
+    asked: &Asked,
+) -> Result<Exit> {
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
@@ -146,7 +152,7 @@ fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String, asked: Aske
     let mut request = cli.request(id, name, folder.clone(), true, true);
     let mut channel = None;
     if source.try_plain(&mut request)?.is_none() {
-        match start(&request, &source.into_image(), &asked) {
+        match start(&request, &source.into_image(), asked) {
             Ok(started) => channel = Some(started.channel),
             Err(report) => {
                 print_report(&report);

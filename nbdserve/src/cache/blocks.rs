@@ -11,6 +11,7 @@ use super::block::{Block, Patience, Waited};
 use super::job::Job;
 use super::kept::Kept;
 use super::lru::Key;
+use super::marks::Marks;
 use super::pass::Passes;
 use super::pool::{Pool, Priority};
 use super::streams::Streams;
@@ -127,7 +128,7 @@ pub(super) struct Shared {
     /// Blocks that failed for good, and why.
     poisoned: Mutex<HashMap<u64, Error>>,
     /// Blocks that were found to be all zero, a bit each.
-    zero: RwLock<Vec<u64>>,
+    zero: RwLock<Marks>,
     /// For [`Blocks::stats`].
     pub(super) used: Used,
     /// Decoders that run now.
@@ -325,6 +326,11 @@ impl Blocks {
             run if run < len => self.window(len).min(1),
             _ => self.window(len),
         }
+    }
+
+    /// A sequential reader has read from a block that is quickly decoded again: it may go soon.
+    pub fn passed(&self, number: u64) {
+        self.shared.cx.cache.passed(self.shared.key(number));
     }
 
     /// What is known of the bytes from `skip` to `until` of a block without decoding: where the
@@ -579,21 +585,12 @@ impl Shared {
     }
 
     pub(super) fn note_zero(&self, number: u64) {
-        let Ok(word) = usize::try_from(number / 64) else {
-            return;
-        };
         let mut zero = self.zero.write().unwrap_or_else(PoisonError::into_inner);
-        if zero.len() <= word {
-            zero.resize(word + 1, 0);
-        }
-        zero[word] |= 1 << (number % 64);
+        zero.set(number);
     }
 
     fn is_zero(&self, number: u64) -> bool {
         let zero = self.zero.read().unwrap_or_else(PoisonError::into_inner);
-        usize::try_from(number / 64)
-            .ok()
-            .and_then(|word| zero.get(word))
-            .is_some_and(|word| word >> (number % 64) & 1 == 1)
+        zero.has(number)
     }
 }

@@ -11,6 +11,7 @@ use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
 use crate::bytes::is_zero;
 use crate::cx::Pass;
+use crate::sys::memory::Memory;
 use crate::{Error, Kind, Result};
 
 /// What a finished block takes beside its bytes: its entries in the cache, rounded up.
@@ -44,8 +45,8 @@ struct Running {
     decoder_bytes: u64,
     /// Bytes decoded.
     at: u64,
-    /// The piece that is being filled, and how far.
-    piece: Box<[u8]>,
+    /// The piece that is being filled, and how far; made when it is needed.
+    piece: Option<Memory>,
     filled: usize,
     /// Bytes of pieces that are not zero.
     kept: u64,
@@ -104,12 +105,11 @@ impl<'a> Job<'a> {
                 kept: shared.cx.kept(false),
             });
         }
-        let piece = vec![0; PIECE.min(usize::try_from(self.block.len()).unwrap_or(PIECE))];
         self.running = Some(Running {
             memory,
             decoder_bytes,
             at: 0,
-            piece: piece.into_boxed_slice(),
+            piece: None,
             filled: 0,
             kept: 0,
             told: Instant::now(),
@@ -181,10 +181,19 @@ impl<'a> Job<'a> {
         let Some(running) = &mut self.running else {
             return Ok(&mut []);
         };
-        let left = len - running.at - running.filled as u64;
-        let room = running.piece.len() - running.filled;
-        let room = room.min(usize::try_from(left).unwrap_or(room));
-        Ok(&mut running.piece[running.filled..running.filled + room])
+        let left = len - running.at;
+        let piece = match &mut running.piece {
+            Some(piece) => piece,
+            empty => {
+                let len = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+                let what = "there is no memory for decoded bytes";
+                let piece = Memory::new(len).ok_or_else(|| Error::new(Kind::Limit, what))?;
+                empty.insert(piece)
+            }
+        };
+        // The last piece of a pass is used for what is shorter.
+        let end = piece.len().min(usize::try_from(left).unwrap_or(PIECE));
+        Ok(&mut piece[running.filled..end])
     }
 
     /// `len` bytes of [`Self::spare`] were filled.
@@ -198,7 +207,7 @@ impl<'a> Job<'a> {
         };
         running.filled += len;
         let reached = running.at + running.filled as u64;
-        if running.filled == running.piece.len() || (reached == block_len && running.filled > 0) {
+        if running.filled == PIECE || (reached == block_len && running.filled > 0) {
             self.publish()?;
         }
         Ok(())
@@ -227,19 +236,24 @@ impl<'a> Job<'a> {
             return Ok(());
         };
         let (start, len) = (running.at, running.filled);
-        let bytes = &running.piece[..len];
+        let Some(full) = &running.piece else {
+            return Ok(());
+        };
+        let bytes = &full[..len];
         let zero = is_zero(bytes);
         match &self.block.store {
             Store::Memory(_) => {
+                let left = self.block.len() - start - len as u64;
                 let piece = if zero {
                     Piece::Zero
                 } else {
                     running.kept += len as u64;
-                    let left = self.block.len() - start - len as u64;
-                    let next = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
-                    // A piece is as long as what it holds: see `spare` and `advance`.
-                    Piece::Data(std::mem::replace(&mut running.piece, next.into()))
+                    running.piece.take().map_or(Piece::Zero, Piece::Data)
                 };
+                // A piece is as long as what it holds: one for the end may be shorter.
+                if left < PIECE_BYTES {
+                    running.piece = None;
+                }
                 self.block.publish(start, len, piece);
             }
             Store::File { file, base } => {

@@ -19,6 +19,7 @@ mod budget;
 mod job;
 mod kept;
 mod lru;
+mod marks;
 mod pass;
 mod pool;
 mod streams;

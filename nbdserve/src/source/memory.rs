@@ -7,6 +7,7 @@ use crate::{Device, Done, Error, Geometry, Kind, Result, Volume, WriteFeatures, 
 /// A writable device over a `Vec<u8>`.
 #[derive(Debug)]
 pub struct Memory {
+    writable: bool,
     bytes: RwLock<Vec<u8>>,
 }
 
@@ -15,6 +16,7 @@ impl Memory {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self {
+            writable: true,
             bytes: RwLock::new(bytes),
         }
     }
@@ -23,6 +25,15 @@ impl Memory {
     #[must_use]
     pub fn volume(bytes: Vec<u8>) -> Volume {
         Volume::new(Self::new(bytes))
+    }
+
+    /// A volume with these bytes that cannot be written.
+    #[must_use]
+    pub fn read_only(bytes: Vec<u8>) -> Volume {
+        Volume::new(Self {
+            writable: false,
+            ..Self::new(bytes)
+        })
     }
 }
 
@@ -45,7 +56,7 @@ impl Device for Memory {
     }
 
     fn writer(&self) -> Option<&dyn Writer> {
-        Some(self)
+        self.writable.then_some(self)
     }
 }
 

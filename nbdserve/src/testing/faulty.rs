@@ -153,6 +153,12 @@ impl Writer for Faulty {
         self.below.need_writer()?.zero(range, opts)
     }
 
+    fn grow(&self, size: u64) -> Result<Done> {
+        self.faults
+            .request("grow", ByteRange::between(size, size))?;
+        self.below.need_writer()?.grow(size)
+    }
+
     fn trim(&self, range: ByteRange, fua: bool) -> Result<()> {
         self.faults.request("trim", range)?;
         self.below.need_writer()?.trim(range, fua)

@@ -64,6 +64,22 @@ fn the_suite_holds_on_a_chain() {
 }
 
 #[test]
+fn a_backing_file_may_have_any_format_that_qemu_and_we_have() {
+    for format in ["vmdk", "vdi", "vhdx", "vpc"] {
+        let folder = Folder::new();
+        folder.disk(3 * MIB, 4);
+        folder.img(&["convert", "-f", "raw", "-O", format, "raw", "base"]);
+        folder.img(&[
+            "create", "-q", "-f", "qcow2", "-b", "base", "-F", format, "top",
+        ]);
+        folder.io("top", &["write -P 7 1M 100k"]);
+        let volume = folder.open("top").unwrap();
+        assert!(read_all(&volume) == folder.oracle("top", &[]), "{format}");
+        volume.close().unwrap();
+    }
+}
+
+#[test]
 fn a_format_that_is_not_stated_is_found_and_said() {
     let folder = Folder::new();
     three(&folder, "");
@@ -156,7 +172,7 @@ fn formats_and_names_that_cannot_be_followed_are_named() {
     folder.raw("base", &noise(MIB, 1));
     for (name, format, message) in [
         ("base", "parallels", "format \"parallels\""),
-        ("base", "luks", "format \"luks\""),
+        ("base", "bochs", "format \"bochs\""),
         (
             "json:{\"driver\":\"raw\"}",
             "raw",
@@ -216,6 +232,8 @@ fn clusters_in_a_data_file() {
         let volume = folder.open("image").unwrap();
         assert!(read_all(&volume) == oracle, "{options}");
         compare_extents(&folder, "image", &volume);
+        let note = "clusters are in the data file \"data\"".to_owned();
+        assert!(volume.notes().contains(&note), "{:?}", volume.notes());
         drop(volume);
         if options.contains("raw") {
             assert!(std::fs::read(folder.path("data")).unwrap() == oracle);

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbdserve::source::Memory;
-use nbdserve::testing::{Recorder, Rng, conformance, noise};
-use nbdserve::{ByteRange, Volume, ZeroOpts};
+use nbdserve::testing::{Faulty, Recorder, Rng, conformance, noise};
+use nbdserve::{ByteRange, Kind, Result, Volume, ZeroOpts};
 
 use crate::consistency;
 use crate::images::{Folder, MIB, cx, open_on};
@@ -40,18 +40,22 @@ impl Change {
     }
 
     fn apply(&self, volume: &Volume, seed: u64) {
+        self.try_apply(volume, seed).unwrap();
+    }
+
+    fn try_apply(&self, volume: &Volume, seed: u64) -> Result<()> {
         let writer = volume.writer().unwrap();
         match self {
-            Self::Write(at, bytes) => writer.write_at(bytes, *at, false).unwrap(),
+            Self::Write(at, bytes) => writer.write_at(bytes, *at, false),
             Self::Zero(range) => {
                 let opts = ZeroOpts {
                     may_trim: seed.is_multiple_of(2),
                     ..ZeroOpts::default()
                 };
-                let _ = writer.zero(*range, opts).unwrap();
+                writer.zero(*range, opts).map(|_| ())
             }
-            Self::Trim(range) => writer.trim(*range, false).unwrap(),
-            Self::Flush => writer.flush().unwrap(),
+            Self::Trim(range) => writer.trim(*range, false),
+            Self::Flush => writer.flush(),
         }
     }
 
@@ -421,5 +425,69 @@ fn a_process_is_killed_at_any_moment() {
             allowed = Allowed::of(&found);
             next = begun + 1;
         }
+    }
+}
+
+/// Each request to the file fails once, in turn: what was written stays readable, what is written
+/// again arrives, and the file is clean in the end.
+#[test]
+fn a_request_that_fails_is_made_up_for() {
+    let folder = Folder::new();
+    folder.disk(MIB, 3);
+    let options = ["-o", "cluster_size=4096", "raw", "image"];
+    folder.img(&[&["convert", "-c", "-O", "qcow2"][..], &options].concat());
+    folder.img(&["snapshot", "-c", "then", "image"]);
+    let path = folder.path("image");
+    let image = std::fs::read(&path).unwrap();
+    let before = folder.oracle("image", &["-U"]);
+    let run = |skip: Option<u64>| {
+        let (recorder, handle) = Recorder::volume(image.clone());
+        let (below, faults) = Faulty::volume(recorder);
+        let volume = open_on(&below, &path, &[], &cx()).unwrap();
+        let opened = faults.requests();
+        if let Some(skip) = skip {
+            faults.fail_nth(skip, Kind::NoSpace);
+        }
+        let mut allowed = Allowed::of(&before);
+        for number in 0..16 {
+            let change = Change::from_seed(500 + number, volume.size(), 30_000);
+            if change.try_apply(&volume, number).is_err() {
+                allowed.maybe(&change);
+                let found = conformance::read_all(&volume);
+                allowed.judge(&found, &format!("read after fault {skip:?}"));
+                change.apply(&volume, number);
+            }
+            allowed.done(&change);
+        }
+        let writer = volume.writer().unwrap();
+        // The second one writes what the first has given back.
+        for _ in 0..2 {
+            if writer.flush().is_err() {
+                writer.flush().unwrap();
+            }
+        }
+        let requests = faults.requests() - opened;
+        let found = conformance::read_all(&volume);
+        allowed.judge(&found, &format!("fault {skip:?}"));
+        volume.close().unwrap();
+        drop(volume);
+        let left = handle.after(handle.events());
+        let errors = consistency::errors(&left);
+        assert!(errors.is_empty(), "fault {skip:?}: {errors:?}");
+        if skip.is_none_or(|skip| skip % 20 == 0) {
+            folder.raw("cut", &left);
+            check_by_qemu(&folder, "cut", &format!("fault {skip:?}"));
+        }
+        let volume = open_on(&Memory::volume(left), &path, &[], &cx()).unwrap();
+        allowed.judge(
+            &conformance::read_all(&volume),
+            &format!("again, fault {skip:?}"),
+        );
+        requests
+    };
+    let requests = run(None);
+    assert!(requests > 60, "{requests}");
+    for skip in 0..requests {
+        run(Some(skip));
     }
 }

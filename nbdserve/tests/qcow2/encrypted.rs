@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use nbdserve::secret::{OneSecret, Secret};
-use nbdserve::testing::Rng;
 use nbdserve::testing::conformance::read_all;
+use nbdserve::testing::{Model, Op, Rng};
 use nbdserve::{ByteRange, Cx, Kind};
 
 use crate::images::{Folder, MIB, cx};
@@ -131,10 +131,9 @@ fn an_encrypted_image_on_a_plain_one_and_the_other_way() {
     folder.img(&[
         "create", "-q", "-f", "qcow2", "-u", "-b", "base", "-F", "qcow2", "over", "3M",
     ]);
-    let over = format!(
-        "driver=qcow2,file.filename=over,backing.driver=qcow2,backing.encrypt.key-secret=s,\
+    let over = "driver=qcow2,file.filename=over,backing.driver=qcow2,backing.encrypt.key-secret=s,\
          backing.file.filename=base"
-    );
+        .to_string();
     let secret = "secret,id=s,data=swordfish";
     folder.run(
         "qemu-io",
@@ -197,4 +196,46 @@ fn a_luks_header_that_is_elsewhere() {
         .unwrap();
     assert!(extents.runs().iter().all(|run| run.flags.hole));
     assert!(read_all(&volume).iter().all(|byte| *byte == 0));
+}
+
+/// Written by us, read by qemu, and the other way round.
+#[test]
+fn encrypted_images_are_written_as_qemu_would() {
+    for options in ["", ",cluster_size=512", ",extended_l2=on"] {
+        let folder = Folder::new();
+        create(&folder, "image", options, COMMANDS);
+        let mut model = Model::new(oracle(&folder, "image"));
+        for round in 0..2 {
+            let volume = folder.open_rw_with("image", &cx_with("swordfish")).unwrap();
+            for step in 0..60 {
+                let op = Op::from_seed(round * 100 + step, volume.size(), 200_000);
+                model.apply(&volume, op);
+            }
+            model.compare_all(&volume);
+            volume.close().unwrap();
+            drop(volume);
+            folder.img(&[
+                "check",
+                "--object",
+                "secret,id=s,data=swordfish",
+                "--image-opts",
+                &image_opts("image"),
+            ]);
+            let all = ByteRange::between(0, 3 * MIB as u64);
+            model.compare(&oracle(&folder, "image"), all);
+        }
+        let found = std::fs::read(folder.path("image")).unwrap();
+        let plain = model
+            .bytes()
+            .chunks(512)
+            .find(|sector| sector[0] != sector[1]);
+        let plain = plain.unwrap();
+        assert!(
+            !found
+                .windows(512)
+                .step_by(512)
+                .any(|sector| sector == plain),
+            "in the clear"
+        );
+    }
 }

@@ -86,5 +86,12 @@ pub(crate) fn extensions(file: &mut [u8], list: &[(u32, Vec<u8>)]) {
 }
 
 pub(crate) fn open(file: &[u8]) -> Result<Volume> {
-    (QCOW2.open)(&Memory::volume(file.to_vec()), &Args::new(), &cx())
+    (QCOW2.open)(&Memory::read_only(file.to_vec()), &Args::new(), &cx())
+}
+
+/// `bytes` as raw deflate data.
+pub(crate) fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let packed = nbdserve::testing::tools::filter("gzip", &["-n", "-c"], bytes);
+    // Without the header of ten bytes, the CRC and the length.
+    packed[10..packed.len() - 8].to_vec()
 }

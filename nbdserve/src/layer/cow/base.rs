@@ -25,6 +25,8 @@ pub struct Base {
     pub layers: String,
     /// Whether the source is on this machine, so that looking at it costs little.
     pub is_local: bool,
+    /// Whether other files have a part in it, of which the identity tells nothing.
+    pub has_others: bool,
 }
 
 impl fmt::Display for Base {
@@ -51,7 +53,8 @@ impl Base {
         fitted(&lines(text, |key| is_place(key) || key == "size"))
     }
 
-    /// Of the bytes at both ends of the disk, and where there is no identity of some between.
+    /// Of the bytes at both ends of the disk, and of some between where the identity does not tell of
+    /// all.
     fn fingerprint(&self, below: &Volume) -> Result<u64> {
         let size = below.size();
         let mut sum = size;
@@ -65,7 +68,7 @@ impl Base {
         // Elsewhere that would cost decoding.
         if below.geometry().access == Access::Random {
             add(size.saturating_sub(ENDS), ENDS)?;
-            if self.identity.is_none() && self.is_local {
+            if (self.identity.is_none() || self.has_others) && self.is_local {
                 for place in 1..PLACES {
                     let at = u128::from(size).saturating_mul(u128::from(place));
                     add(

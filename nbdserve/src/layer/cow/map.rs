@@ -246,6 +246,11 @@ impl Map {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::as_conversions,
+    clippy::arithmetic_side_effects,
+    reason = "the numbers are those of the test"
+)]
 mod tests {
     use super::*;
     use crate::testing::Rng;

@@ -19,6 +19,8 @@ pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const MAX_TABLE: u64 = 8 << 20;
 /// The file grows by this much at least.
 const GROWTH: u64 = 1 << 20;
+/// So many blocks of refcounts may be full for clusters that are not there.
+const FULL_BEHIND_END: u64 = 16;
 /// So many bytes of refcount blocks stay in memory.
 const KEPT: usize = 16 << 20;
 
@@ -214,6 +216,7 @@ impl Space {
             let free = |index: &usize| width.get(&block.bytes, *index) == Some(0);
             let Some(start) = (from..entries).find(free) else {
                 self.cursor = number.saturating_add(1).saturating_mul(per_block);
+                self.check_cursor()?;
                 continue;
             };
             let end = start.saturating_add(to_usize(want.max(1))).min(entries);
@@ -230,6 +233,18 @@ impl Space {
             self.cursor = claimed.first.saturating_add(claimed.count);
             return Ok(claimed);
         }
+    }
+
+    /// Refuses to look on where the file has ended long ago, and is said to be in use.
+    fn check_cursor(&self) -> Result<()> {
+        let end = self.grid.count(self.below.size());
+        let far = self.per_block().saturating_mul(FULL_BEHIND_END);
+        if self.cursor <= end.saturating_add(far) {
+            return Ok(());
+        }
+        let (at, size) = (self.grid.offset(self.cursor), self.below.size());
+        let what = format!("all clusters up to {at} have a refcount");
+        Err(corrupt(&what, &format!("and the file has {size} bytes")))
     }
 
     /// As [`Self::claim`] for an L2 table, and where it lies.

@@ -17,6 +17,7 @@ const FORMATS: &[(&str, &str)] = &[
     ("vpc", "vhd"),
     ("vhdx", "vhdx"),
     ("vdi", "vdi"),
+    ("luks", "luks"),
 ];
 /// Formats that are the bytes as they are.
 const RAW: &[&str] = &["raw", "file", "host_device"];

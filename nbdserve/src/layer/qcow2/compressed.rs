@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use zstd_safe::{DCtx, InBuffer, OutBuffer};
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 use super::entry::Compressed;
 use super::header::{Compression, corrupt};
 use super::tables::Tables;
 use crate::cache::{Decode, Job};
-use crate::layer::scan::narrow;
-use crate::sys::zlib::{Failure, Inflate, Place, Stop};
+use crate::layer::scan::{narrow, wide};
+use crate::sys::zlib::{Failure, Inflate, Stop};
 use crate::{Error, Kind, Result};
 
-/// Longest window of a zstd frame, as a power of two: a frame of a cluster needs no longer one.
+/// Longest window of a zstd frame, as a power of two: no cluster is longer by far.
 const WINDOW_LOG_MOST: u32 = 23;
-/// Memory of a zstd decoder beside its window.
-const ZSTD_MEMORY: u64 = 256 << 10;
+/// Memory of a zstd decoder beside its window, which has about the length of a cluster.
+const ZSTD_MEMORY: u64 = 512 << 10;
 
 /// The compressed clusters of a disk. Blocks are numbered as clusters are, from the disk's start.
 #[derive(Debug)]
@@ -39,8 +39,7 @@ impl CompressedClusters {
             Compression::Zlib => Inflate::MEMORY,
             Compression::Zstd => ZSTD_MEMORY.saturating_add(cluster),
         };
-        // Input, and all of the output, before it is handed on.
-        decoder.saturating_add(data.len).saturating_add(cluster)
+        decoder.saturating_add(data.len)
     }
 }
 
@@ -63,71 +62,71 @@ impl Decoder {
                 let no_memory = || Error::new(Kind::Limit, "there is no memory for a decoder");
                 let mut context = DCtx::try_create().ok_or_else(no_memory)?;
                 context
-                    .set_parameter(zstd_safe::DParameter::WindowLogMax(WINDOW_LOG_MOST))
+                    .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MOST))
                     .map_err(zstd_error)?;
                 Ok(Self::Zstd(context))
             }
         }
     }
 
-    /// Fills `out` from `input`, which may go on behind the data.
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<()> {
+    /// Goes to the beginning of a cluster.
+    fn reset(&mut self) -> Result<()> {
         match self {
-            Self::Zlib(inflate) => inflated(inflate, input, out),
-            Self::Zstd(context) => unpacked(context, input, out),
-        }
-    }
-}
-
-fn short(done: usize, wanted: usize) -> Error {
-    corrupt(format!("{done} bytes come out of it, {wanted} were to"))
-}
-
-fn inflated(inflate: &mut Inflate, input: &[u8], out: &mut [u8]) -> Result<()> {
-    let bad = |failure: Failure| corrupt("it is no deflate data".to_owned()).caused_by(failure);
-    inflate.reset().map_err(bad)?;
-    let (mut read, mut written) = (0_usize, 0_usize);
-    let wanted = out.len();
-    while written < wanted {
-        let rest = input.get(read..).unwrap_or(&[]);
-        let room = out.get_mut(written..).unwrap_or(&mut []);
-        let step = inflate.step(rest, room, Stop::Never);
-        read = read.saturating_add(step.read);
-        written = written.saturating_add(step.written);
-        match step.place.map_err(bad)? {
-            Place::End if written < wanted => return Err(short(written, wanted)),
-            Place::Within if step.read == 0 && step.written == 0 => {
-                return Err(short(written, wanted));
+            Self::Zlib(inflate) => inflate.reset().map_err(not_deflate),
+            Self::Zstd(context) => {
+                let reset = context.reset(ResetDirective::SessionOnly);
+                reset.map(|_| ()).map_err(zstd_error)
             }
-            _ => {}
         }
     }
-    Ok(())
+
+    /// Decodes some of `input`, which may go on behind the data, into `out`: how much was read and
+    /// written. Nothing of both when there is no more.
+    fn step(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize)> {
+        match self {
+            Self::Zlib(inflate) => {
+                let step = inflate.step(input, out, Stop::Never);
+                step.place.map_err(not_deflate)?;
+                Ok((step.read, step.written))
+            }
+            Self::Zstd(context) => {
+                let mut input = InBuffer::around(input);
+                let mut output = OutBuffer::around(out);
+                context
+                    .decompress_stream(&mut output, &mut input)
+                    .map_err(zstd_error)?;
+                Ok((input.pos(), output.pos()))
+            }
+        }
+    }
+
+    /// Decodes a cluster of `len` bytes into `job`.
+    fn decode(&mut self, input: &[u8], len: u64, job: &mut Job<'_>) -> Result<()> {
+        self.reset()?;
+        let mut rest = input;
+        let mut done = 0_u64;
+        while done < len {
+            let room = job.spare()?;
+            let (read, written) = self.step(rest, room)?;
+            if (read, written) == (0, 0) {
+                let what = format!("{done} bytes come out of it, {len} were to");
+                return Err(corrupt(what));
+            }
+            rest = rest.get(read..).unwrap_or(&[]);
+            job.advance(written)?;
+            done = done.saturating_add(wide(written));
+        }
+        Ok(())
+    }
+}
+
+fn not_deflate(failure: Failure) -> Error {
+    corrupt("it is no deflate data".to_owned()).caused_by(failure)
 }
 
 fn zstd_error(code: usize) -> Error {
     let name = zstd_safe::get_error_name(code);
     corrupt(format!("it is no zstd frame: {name}"))
-}
-
-fn unpacked(context: &mut DCtx<'_>, input: &[u8], out: &mut [u8]) -> Result<()> {
-    context
-        .reset(zstd_safe::ResetDirective::SessionOnly)
-        .map_err(zstd_error)?;
-    let wanted = out.len();
-    let mut input = InBuffer::around(input);
-    let mut output = OutBuffer::around(out);
-    while output.pos() < wanted {
-        let before = (input.pos(), output.pos());
-        let left = context
-            .decompress_stream(&mut output, &mut input)
-            .map_err(zstd_error)?;
-        let stuck = before == (input.pos(), output.pos());
-        if output.pos() < wanted && (left == 0 || stuck) {
-            return Err(short(output.pos(), wanted));
-        }
-    }
-    Ok(())
 }
 
 impl Decode for CompressedClusters {
@@ -165,29 +164,18 @@ impl Decode for CompressedClusters {
             Some(decoder) => decoder,
             None => Box::new(Decoder::new(self.compression)?),
         };
-        let mut out = vec![0; narrow(self.len(number))];
-        decoder.decode(&input, &mut out).map_err(|error| {
-            let what = self.describe(number);
-            let name = self.compression.name();
-            let (at, len) = (data.at, data.len);
-            let what = format!("{what} ({name}, {len} bytes at {at}) cannot be decoded");
-            Error::new(error.kind(), what).caused_by(error)
+        let result = decoder.decode(&input, self.len(number), job);
+        result.map_err(|error| match error.kind() {
+            Kind::Corrupt => {
+                let what = self.describe(number);
+                let name = self.compression.name();
+                let (at, len) = (data.at, data.len);
+                let what = format!("{what} ({name}, {len} bytes at {at}) cannot be decoded");
+                Error::new(Kind::Corrupt, what).caused_by(error)
+            }
+            _ => error,
         })?;
         job.leave_decoder(decoder);
-        let mut rest = out.as_slice();
-        while !rest.is_empty() {
-            let spare = job.spare()?;
-            let len = spare.len().min(rest.len());
-            if len == 0 {
-                break;
-            }
-            let (now, later) = rest.split_at(len);
-            if let Some(room) = spare.get_mut(..len) {
-                room.copy_from_slice(now);
-            }
-            job.advance(len)?;
-            rest = later;
-        }
         Ok(())
     }
 }

@@ -87,3 +87,13 @@ pub(super) fn read(cipher: &SectorCipher, file: &HostFile, buf: &mut [u8], at: u
 pub(super) fn number(at: u64) -> u64 {
     at >> 9
 }
+
+/// The bytes that are written to `at` of a file for `plain`. `at` is that of a sector; where `plain`
+/// ends within one, the disk ends, and the rest of the sector is zero.
+pub(super) fn encrypted(cipher: &SectorCipher, plain: &[u8], at: u64) -> Vec<u8> {
+    let mut bytes = plain.to_vec();
+    let len = bytes.len().checked_next_multiple_of(cipher.sector());
+    bytes.resize(len.unwrap_or(bytes.len()), 0);
+    cipher.encrypt(&mut bytes, number(at));
+    bytes
+}

@@ -328,7 +328,8 @@ impl Device for Qcow2 {
     }
 
     fn block_stats(&self) -> Option<BlockStats> {
-        self.cost.map(|_| self.blocks.stats())
+        let stats = self.blocks.stats();
+        (self.cost.is_some() || stats.decodes > 0).then_some(stats)
     }
 
     fn writer(&self) -> Option<&dyn Writer> {

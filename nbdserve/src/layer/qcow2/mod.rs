@@ -34,6 +34,7 @@ use write::WriteSide;
 
 use super::scan::narrow;
 use super::{Args, Confidence, INDEX_PART, LayerType, Param, Sample, Verdict};
+use crate::error::escape;
 use crate::{Cx, Result, Volume};
 
 const NAME: &str = "qcow2";
@@ -92,7 +93,10 @@ fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
     let memory = chain::memory(cx, INDEX_PART);
     let tables = Tables::load(&header, root, file, data, memory)?;
     let side = match writable {
-        true => Some(WriteSide::open(&header, &tables, backing.is_some())?),
+        true => {
+            let (cipher, below) = (cipher.clone(), backing.is_some());
+            Some(WriteSide::open(&header, &tables, cipher, below)?)
+        }
         false => None,
     };
     let parts = Parts {
@@ -115,6 +119,12 @@ fn notes(header: &Header) -> Vec<String> {
     }
     if header.encryption == Encryption::Luks {
         notes.push("encrypted (LUKS)".to_owned());
+    }
+    if let Some(name) = header.extensions.data_file.as_deref()
+        && header.shape().external
+    {
+        let name = escape(&String::from_utf8_lossy(name));
+        notes.push(format!("clusters are in the data file \"{name}\""));
     }
     if header.has(incompatible::CORRUPT) {
         notes.push("it is marked as corrupt: qemu-img check tells more".to_owned());

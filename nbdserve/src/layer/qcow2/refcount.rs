@@ -130,7 +130,10 @@ mod tests {
             let mut expected = vec![0; entries];
             for step in 0..3 * entries {
                 let index = step * 7 % entries;
-                let value = (step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & width.max();
+                let value = u64::try_from(step)
+                    .unwrap()
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    & width.max();
                 assert!(width.set(&mut block, index, value));
                 expected[index] = value;
                 let found = (0..entries).map(|index| width.get(&block, index).unwrap());

@@ -11,16 +11,18 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::alloc::{Space, TablePlace};
 use super::changes::Changes;
+use super::crypto;
 use super::entry::{Cluster, Host, Parts, Shape};
 use super::grid::{Grid, to_u64, to_usize};
 use super::header::{Header, autoclear, incompatible};
 use super::plan::{Old, Place, Plan, Units, plan};
 use super::refcount::Width;
 use super::tables::Tables;
+use crate::layer::luks::SectorCipher;
 use crate::{ByteRange, Done, Error, Kind, Result, Volume};
 
 /// Bytes of the disk that a stripe lock is for, at least a cluster.
@@ -38,6 +40,7 @@ pub(super) struct WriteSide {
     pub(super) shape: Shape,
     /// The file that guest clusters are in.
     data: Volume,
+    cipher: Option<Arc<SectorCipher>>,
     pub(super) version: u32,
     /// Autoclear features, as on disk and as they must be before the first write.
     autoclear: (u64, u64),
@@ -74,7 +77,12 @@ impl WriteSide {
     /// # Errors
     /// `Unsupported` with what to do about it for an image that must not be written as it is;
     /// `Corrupt`; what the file says.
-    pub(super) fn open(header: &Header, tables: &Tables, shows_below: bool) -> Result<Self> {
+    pub(super) fn open(
+        header: &Header,
+        tables: &Tables,
+        cipher: Option<Arc<SectorCipher>>,
+        shows_below: bool,
+    ) -> Result<Self> {
         check_writable(header)?;
         let shape = header.shape();
         let grid = Grid::new(header.cluster_bits);
@@ -99,6 +107,7 @@ impl WriteSide {
             grid,
             shape,
             data: tables.data().volume().clone(),
+            cipher,
             version: header.version,
             autoclear: (header.autoclear_features, kept),
             begun: AtomicBool::new(false),
@@ -456,6 +465,11 @@ impl WriteSide {
 
     /// Writes guest data to its place.
     fn write_data(&self, bytes: &[u8], at: u64) -> Result<()> {
+        let encrypted = self
+            .cipher
+            .as_ref()
+            .map(|cipher| crypto::encrypted(cipher, bytes, at));
+        let bytes = encrypted.as_deref().unwrap_or(bytes);
         let writer = self.data.need_writer()?;
         let end = at.saturating_add(to_u64(bytes.len()));
         // A data file may be shorter than the disk.
@@ -536,7 +550,8 @@ impl Claims<'_> {
         Ok(Place {
             host: self.side.grid.offset(cluster),
             in_place: false,
-            virgin,
+            // Zeroes are not what zeroes are encrypted to.
+            virgin: virgin && self.side.cipher.is_none(),
         })
     }
 

@@ -8,6 +8,7 @@
 pub mod cow;
 mod disks;
 mod gzip;
+mod luks;
 mod lz4;
 mod mend;
 mod nbd;
@@ -17,6 +18,7 @@ mod plan;
 mod qcow2;
 mod simg;
 mod tar;
+mod volumes;
 mod xz;
 mod zip;
 mod zstd;
@@ -129,6 +131,10 @@ pub static TARGETS: &[Target] = &[
         run: qcow2::open,
     },
     Target {
+        name: "qcow2_write",
+        run: qcow2::write,
+    },
+    Target {
         name: "simg_open",
         run: simg::open,
     },
@@ -139,6 +145,18 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "cow_map",
         run: cow::map,
+    },
+    Target {
+        name: "luks1_header",
+        run: luks::header1,
+    },
+    Target {
+        name: "luks2_header",
+        run: luks::header2,
+    },
+    Target {
+        name: "luks_open",
+        run: luks::open,
     },
     Target {
         name: "vmdk_open",
@@ -165,6 +183,22 @@ pub static TARGETS: &[Target] = &[
         run: partition::mbr,
     },
     Target {
+        name: "lvm_text",
+        run: volumes::lvm_text,
+    },
+    Target {
+        name: "lvm_open",
+        run: volumes::lvm_open,
+    },
+    Target {
+        name: "md_superblock",
+        run: volumes::md_superblock,
+    },
+    Target {
+        name: "raid_open",
+        run: volumes::raid_open,
+    },
+    Target {
         name: "nbd_request",
         run: nbd::request,
     },
@@ -178,6 +212,7 @@ pub static TARGETS: &[Target] = &[
 pub use disks::VHDX_PARTS;
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
+pub use luks::{PASSPHRASE as LUKS_PASSPHRASE, assert_opens as assert_luks_opens};
 
 /// Runs the target called `name`.
 ///
@@ -205,7 +240,12 @@ fn cx() -> Cx {
 pub(crate) fn may_refuse(error: &Error) {
     let expected = matches!(
         error.kind(),
-        Kind::NotThisFormat | Kind::Unsupported | Kind::Corrupt | Kind::Limit | Kind::NoSpace
+        Kind::NotThisFormat
+            | Kind::Unsupported
+            | Kind::Corrupt
+            | Kind::Limit
+            | Kind::NoSpace
+            | Kind::Secret
     );
     assert!(expected, "{error:?}");
     let report = error.report().to_string();

@@ -17,7 +17,7 @@ impl Cbc {
         let mut number = sectors.number;
         let group = sectors.len.saturating_mul(BATCH);
         for group in buf.chunks_mut(group) {
-            let count = group.len() / sectors.len;
+            let count = group.len().checked_div(sectors.len).unwrap_or(0);
             let mut chain = [Block::default(); BATCH];
             // At most a batch, by the length of the group.
             let chain = chain.split_at_mut(count.min(BATCH)).0;

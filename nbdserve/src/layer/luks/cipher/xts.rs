@@ -26,7 +26,7 @@ impl Xts {
         let mut number = sectors.number;
         let group = sectors.len.saturating_mul(BATCH);
         for group in buf.chunks_mut(group) {
-            let count = group.len() / sectors.len;
+            let count = group.len().checked_div(sectors.len).unwrap_or(0);
             let mut first = [Block::default(); BATCH];
             // At most a batch, by the length of the group.
             let first = first.split_at_mut(count.min(BATCH)).0;
