@@ -23,7 +23,7 @@ _loopmount() {
 
     case "${cmd}" in
         loopmount)
-            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --via --layer --references --key-file --key-file-offset --key-file-size --key-fd --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
+            opts="-u -P -w -o -v -h -V --umount --lazy --info --list --stats --cache --json --partition --fuse --write --cow --commit --via --layer --references --key-file --key-file-offset --key-file-size --key-fd --cache-size --cache-limit --temp-dir --header --ca --download --verify --prefetch --foreground --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -38,6 +38,10 @@ _loopmount() {
                     return 0
                     ;;
                 -P)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cow)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

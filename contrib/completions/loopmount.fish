@@ -1,6 +1,7 @@
 complete -c loopmount -l cache -d 'Show what is kept on disk of earlier mounts; --cache=clear removes it (with IMAGE: of that one)' -r -f -a "show\t'Show what there is'
 clear\t'Remove it'"
 complete -c loopmount -s P -l partition -d 'Partition by number, label, UUID, or as in /dev (sda1)' -r
+complete -c loopmount -l cow -d 'Take writes and keep them apart from the image: until the end, or in FILE for the next time' -r -F
 complete -c loopmount -l via -d 'The means: auto, nbd, loop, fuse' -r -f -a "auto\t'The best that is possible here'
 nbd\t'The kernel\'s NBD client, the kernel\'s file system'
 loop\t'A loop device (over a FUSE file when the image must be decoded), the kernel\'s file system'
@@ -25,6 +26,7 @@ complete -c loopmount -l stats -d 'Show what was read of a mount so far: request
 complete -c loopmount -l json -d 'With --info, --list, --stats or --cache: as JSON'
 complete -c loopmount -l fuse -d 'Show the decoded disk (with -P: the partition) as one file'
 complete -c loopmount -s w -l write -d 'Let writes go to the image'
+complete -c loopmount -l commit -d 'Write what --cow=FILE has kept back to the image; FILE is empty then'
 complete -c loopmount -l download -d 'For an http image: fetch it whole first'
 complete -c loopmount -l verify -d 'Serve nothing of a block before its check has passed'
 complete -c loopmount -l prefetch -d 'Read all of it once, in the background (without a TARGET: now), so that it is in the cache'

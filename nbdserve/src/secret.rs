@@ -2,6 +2,8 @@
 //! plan, a record, a log or a message.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroizing;
 
@@ -83,9 +85,84 @@ impl Secrets for OneSecret {
     }
 }
 
+/// Whoever has the secrets, and what the last answers were: so that an image can be opened twice and
+/// nobody is asked twice.
+pub struct Remembered {
+    inner: Arc<dyn Secrets>,
+    answers: Mutex<Vec<(String, Secret)>>,
+    repeats: AtomicBool,
+}
+
+impl fmt::Debug for Remembered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remembered")
+    }
+}
+
+impl Remembered {
+    /// Asks `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Secrets>) -> Self {
+        Self {
+            inner,
+            answers: Mutex::default(),
+            repeats: AtomicBool::new(false),
+        }
+    }
+
+    /// From here on the last answer to a question is the first one to the same question.
+    pub fn repeat(&self) {
+        self.repeats.store(true, Ordering::Release);
+    }
+
+    /// Wipes the answers; nothing is remembered any more.
+    pub fn forget(&self) {
+        self.repeats.store(false, Ordering::Release);
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(String, Secret)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Secrets for Remembered {
+    fn answer(&self, question: &Question) -> Result<Secret> {
+        if self.repeats.load(Ordering::Acquire) && question.attempt == 0 {
+            let answers = self.lock();
+            let known = answers.iter().find(|(what, _)| *what == question.what);
+            if let Some((_, secret)) = known {
+                return Ok(secret.clone());
+            }
+        }
+        let secret = self.inner.answer(question)?;
+        let mut answers = self.lock();
+        answers.retain(|(what, _)| *what != question.what);
+        answers.push((question.what.clone(), secret.clone()));
+        Ok(secret)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_asked_twice_until_it_is_forgotten() {
+        let one = OneSecret(Secret::new(b"swordfish".to_vec()));
+        let remembered = Remembered::new(Arc::new(one));
+        let question = |attempt| Question {
+            what: "luks".to_owned(),
+            attempt,
+        };
+        remembered.answer(&question(0)).unwrap();
+        remembered.repeat();
+        let again = remembered.answer(&question(0)).unwrap();
+        assert_eq!(again.bytes(), b"swordfish");
+        remembered.answer(&question(1)).unwrap_err();
+        remembered.forget();
+        assert!(remembered.lock().is_empty());
+    }
 
     #[test]
     fn a_secret_is_not_printed() {

@@ -9,8 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nbdserve::layer::cow::header::{MAP_AT, SECTOR_LEN};
+use nbdserve::layer::cow::{Base, open_medium};
+use nbdserve::source::Memory;
+use nbdserve::testing::fuzz::cow::DISK;
 use nbdserve::testing::fuzz::{self, TARGETS};
-use nbdserve::testing::{Rng, noise, tools};
+use nbdserve::testing::{Platter, Rng, noise, tools};
+use nbdserve::{ByteRange, Done, ZeroOpts};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 #[path = "lvm/forge.rs"]
@@ -440,6 +445,42 @@ fn resolve() {
         seeds.extend(md_disks());
         seeds
     });
+}
+
+/// Cow files for the disk that the target has.
+fn cow_files() -> Vec<Vec<u8>> {
+    let below = Memory::volume(vec![0; DISK]);
+    let file = || {
+        let platter = Platter::default();
+        let medium = Box::new(platter.clone());
+        let volume = open_medium(&below, medium, "kept", &Base::default()).unwrap();
+        (platter, volume)
+    };
+    let (empty, _) = file();
+    let (written, volume) = file();
+    let writer = volume.writer().unwrap();
+    for (at, len) in [(0, 5000), (300_000, 40), (1 << 20, 700)] {
+        writer.write_at(&content()[..len], at, false).unwrap();
+    }
+    let middle = ByteRange::between(1 << 20, 8 << 20);
+    assert_eq!(writer.zero(middle, ZeroOpts::default()).unwrap(), Done::Yes);
+    volume.close().unwrap();
+    vec![empty.bytes(), written.bytes()]
+}
+
+#[test]
+fn cow_open() {
+    fuzz("cow_open", cow_files);
+}
+
+#[test]
+fn cow_map() {
+    let sectors = || {
+        let written = cow_files().swap_remove(1);
+        let at = MAP_AT as usize;
+        vec![written[at..at + 3 * SECTOR_LEN].to_vec(), vec![0; 700]]
+    };
+    fuzz("cow_map", sectors);
 }
 
 #[test]

@@ -92,6 +92,7 @@ impl Disk {
             layers: Vec::new(),
             pick,
             purpose: Purpose::Bytes,
+            ..Request::default()
         };
         plan::resolve(self.volume(mode), "disk", &request, &|_, _| None, &cx())
     }

@@ -25,6 +25,7 @@ fn request(layers: &[&str], pick: Pick, purpose: Purpose) -> Request {
         layers: layers.iter().map(|layer| layer.parse().unwrap()).collect(),
         pick,
         purpose,
+        ..Request::default()
     }
 }
 

@@ -23,6 +23,7 @@ fn as_it_is() -> Request {
         layers: vec!["raw".parse().unwrap()],
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
+        ..Request::default()
     }
 }
 

@@ -263,6 +263,7 @@ fn resolve(source: Volume, layers: &[&str]) -> Result<Resolved> {
         layers: specs(layers),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
+        ..Request::default()
     };
     plan::resolve(
         source,

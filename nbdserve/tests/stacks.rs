@@ -254,6 +254,7 @@ fn formats_may_be_stacked_in_any_order() {
         layers: Vec::new(),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
+        ..Request::default()
     };
     for (file, expected) in stacks {
         let cx = Cx::new(128 * MIB);

@@ -17,6 +17,7 @@ Examples:
   loopmount -P 1 disk.raw /mnt         partition by number, label or UUID
   loopmount --fuse disk.raw.xz ./raw   the decoded disk as one file
   loopmount -w disk.raw /mnt           writes go to the image
+  loopmount --cow disk.raw.xz /mnt     writes are kept apart and gone at the end
   loopmount disk.raw.xz -- ls -l       run a command in it, all gone after
   loopmount -u /mnt                    unmount (or the image, the device, the id)";
 
@@ -26,6 +27,7 @@ Examples:
 #[command(override_usage = "loopmount [OPTIONS] IMAGE TARGET
        loopmount [OPTIONS] IMAGE -- COMMAND...
        loopmount --prefetch IMAGE
+       loopmount --commit --cow=FILE IMAGE
        loopmount -u WHAT | --info IMAGE | --list | --stats WHAT | --cache")]
 pub struct Cli {
     /// Disk image, block device or URL (with -u: mount point, image, device or id)
@@ -79,6 +81,16 @@ pub struct Cli {
     /// Let writes go to the image
     #[arg(short = 'w', long)]
     pub write: bool,
+
+    /// Take writes and keep them apart from the image: until the end, or in FILE for the next time
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(conflicts_with_all = ["write", "umount", "list", "stats", "cache"])]
+    pub cow: Option<Option<PathBuf>>,
+
+    /// Write what --cow=FILE has kept back to the image; FILE is empty then
+    #[arg(long, requires = "cow")]
+    #[arg(conflicts_with_all = ["info", "fuse", "partition", "prefetch", "download"])]
+    pub commit: bool,
 
     /// The means
     #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "MEANS", hide_possible_values = true)]
@@ -178,9 +190,20 @@ impl Cli {
                 "no image was given".to_owned()
             });
         }
-        let alone = self.umount || self.info || self.stats || self.cache.is_some();
+        let alone = self.umount || self.info || self.stats || self.cache.is_some() || self.commit;
         if alone && (self.target.is_some() || !self.command.is_empty()) {
-            return Err("-u, --info, --stats and --cache take one argument".to_owned());
+            return Err("-u, --info, --stats, --cache and --commit take one argument".to_owned());
+        }
+        if self.cow == Some(None) && (self.commit || self.info) {
+            return Err("here it is --cow=FILE, the file that has kept the writes".to_owned());
+        }
+        if self.layers.iter().any(|layer| layer.name() == "cow") {
+            return Err("it is --cow or --cow=FILE, which finds its place by itself".to_owned());
+        }
+        if let Some(Some(file)) = &self.cow
+            && file.to_str().is_none()
+        {
+            return Err("the name of the file for --cow is not UTF-8".to_owned());
         }
         if self.json && !self.info && !self.stats && self.cache != Some(Action::Show) {
             return Err("--json goes with --info, --list, --stats or --cache".to_owned());
@@ -235,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_for_writes_comes_after_an_equals_sign_only() {
+        for (line, file) in [
+            ("loopmount --cow disk /mnt", None),
+            ("loopmount --cow=kept disk /mnt", Some("kept")),
+            ("loopmount --info --cow=kept disk", Some("kept")),
+            ("loopmount --commit --cow=kept disk", Some("kept")),
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.check(), Ok(()), "{line}");
+            assert_eq!(cli.cow, Some(file.map(PathBuf::from)), "{line}");
+            assert_eq!(cli.image.as_deref(), Some(std::path::Path::new("disk")));
+        }
+    }
+
+    #[test]
     fn a_prefetch_needs_no_target() {
         for line in [
             "--prefetch disk",
@@ -278,6 +316,15 @@ mod tests {
             "loopmount --prefetch",
             "loopmount --prefetch -w disk",
             "loopmount --prefetch -u /mnt",
+            "loopmount --cow -w disk /mnt",
+            "loopmount --cow= disk /mnt",
+            "loopmount --cow --info disk",
+            "loopmount --cow --commit disk",
+            "loopmount --commit disk",
+            "loopmount --commit --cow=file disk /mnt",
+            "loopmount --commit --cow=file -P 1 disk",
+            "loopmount --layer cow disk /mnt",
+            "loopmount --cow -u /mnt",
             "loopmount --key-file-offset 4 disk /mnt",
             "loopmount --key-fd -1 disk /mnt",
             "loopmount --key-fd 3 --key-file k disk /mnt",

@@ -98,9 +98,10 @@ fn options(list: &str) -> Vec<OsString> {
             ("verify", None) => out.push("--verify".into()),
             ("download", None) => out.push("--download".into()),
             ("prefetch", None) => out.push("--prefetch".into()),
+            ("cow", None) => out.push("--cow".into()),
             (
                 "partition" | "via" | "layer" | "cache_size" | "cache_limit" | "temp_dir" | "ca"
-                | "key_file" | "key_file_offset" | "key_file_size" | "key_fd",
+                | "cow" | "key_file" | "key_file_offset" | "key_file_size" | "key_fd",
                 Some(value),
             ) => {
                 let key = key.replace('_', "-");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nbdserve::layer::split::look;
-use nbdserve::plan::{self, Content, Info, Locked, Pick, Purpose, Resolved};
+use nbdserve::plan::{self, Content, Info, LayerSpec, Locked, Pick, Purpose, Resolved};
 use nbdserve::references::References;
 use nbdserve::source::OpenMode;
 use nbdserve::source::split::{self, Joined};
@@ -47,16 +47,33 @@ pub(super) fn open(cli: &Cli, image: &Path, mut cx: Cx) -> Result<Resolved> {
             (Joined::volume(files)?, image.to_string_lossy().into_owned())
         }
     };
+    let cow = cli.kept_apart()?;
     match &cli.partition {
-        None => plan::inspect(source, &name, &cli.layers, &cx),
+        None => plan::inspect_with(source, &name, &cli.layers, cow, &cx),
         Some(partition) => {
             let request = plan::Request {
                 layers: cli.layers.clone(),
                 pick: Pick::Partition(partition.clone()),
                 purpose: Purpose::Bytes,
+                cow,
             };
             plan::resolve(source, &name, &request, &looks_like_root, &cx)
         }
+    }
+}
+
+impl Cli {
+    /// The file with writes to the image, which has to be there, as a layer.
+    pub(super) fn kept_apart(&self) -> Result<Option<LayerSpec>> {
+        let Some(Some(file)) = &self.cow else {
+            return Ok(None);
+        };
+        let path = std::path::absolute(file).unwrap_or(file.clone());
+        std::fs::metadata(&path).map_err(|error| {
+            Error::io(format!("cannot look at {}", file.display()), error)
+                .hint("loopmount --cow=FILE IMAGE TARGET makes it")
+        })?;
+        Ok(Some(LayerSpec::cow(path.to_str())))
     }
 }
 

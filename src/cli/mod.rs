@@ -2,6 +2,7 @@
 
 mod args;
 mod cache;
+mod commit;
 mod helper;
 mod info;
 mod keys;
@@ -94,6 +95,9 @@ fn run(cli: &Cli) -> Result<Exit> {
     }
     if cli.info {
         return info::command(cli, image).map(|()| Exit::Done);
+    }
+    if cli.commit {
+        return commit::command(cli, image).map(|()| Exit::Done);
     }
     if cli.prefetch && cli.target.is_none() && cli.command.is_empty() {
         return prefetch::command(cli, image);

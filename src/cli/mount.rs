@@ -16,12 +16,13 @@ use crate::sys::rights::may_mount_devices;
 use crate::unit::cache::DiskCache;
 use crate::unit::exit::Exit;
 use crate::unit::find;
-use crate::unit::front::{Front, Terminal, print_report};
+use crate::unit::front::{Front, Terminal, Unreported, print_report};
 use crate::unit::image::{Image, Remote};
 use crate::unit::launch;
-use crate::unit::message::{Request, Show};
+use crate::unit::message::{Cow, Request, Show};
 use crate::unit::record::{self, StateDir};
 use crate::unit::secrets::{Asking, Keys};
+use crate::unit::serve::WRITE_APART;
 use crate::unit::stop::{self, Outcome};
 use crate::unit::supervise::supervise;
 use crate::unit::{command, plain, target};
@@ -44,9 +45,9 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
             .ok_or_else(|| Error::new(Kind::Io, "no target"))?;
         let (target, missing) = target::check(target, cli.show())?;
         let request = cli.request(id, name, target, missing, false);
-        return up(cli, &request, source, asked);
+        return up(cli, request, source, asked);
     }
-    run_command(cli, name, source, id, asked)
+    run_command(cli, name, source, id, &asked)
 }
 
 /// Whoever answers while the unit starts.
@@ -60,8 +61,8 @@ const NOTHING_TO_PREFETCH: &str =
     "nothing is decoded, so there is nothing to prefetch: the kernel keeps what is read";
 
 /// Makes the image appear and returns, or with --foreground stays.
-fn up(cli: &Cli, request: &Request, source: Source, asked: Asked) -> Result<Exit> {
-    if let Some(mounted) = source.try_plain(request)? {
+fn up(cli: &Cli, mut request: Request, source: Source, asked: Asked) -> Result<Exit> {
+    if let Some(mounted) = source.try_plain(&mut request)? {
         if request.prefetch {
             eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
         }
@@ -72,17 +73,9 @@ fn up(cli: &Cli, request: &Request, source: Source, asked: Asked) -> Result<Exit
     }
     let image = source.into_image();
     if cli.foreground {
-        let front: Arc<dyn Front> = asked.terminal;
-        let (_asking, asker) = Asking::start(asked.keys)?;
-        // It has printed its error itself.
-        return Ok(
-            match supervise(request.clone(), image, asker, &front, None) {
-                Ok(()) => Exit::Done,
-                Err(_) => Exit::Failed,
-            },
-        );
+        return stay(request, image, asked);
     }
-    match launch::start(request, &image, asked.keys, &asked.terminal) {
+    match start(&request, &image, &asked) {
         Ok(started) => {
             tracing::debug!("mounted by {}", started.via);
             Ok(Exit::Done)
@@ -94,16 +87,72 @@ fn up(cli: &Cli, request: &Request, source: Source, asked: Asked) -> Result<Exit
     }
 }
 
-fn run_command(cli: &Cli, name: PathBuf, source: Source, id: String, asked: Asked) -> Result<Exit> {
+/// Starts a unit; once more with a scratch layer if the kernel has to write before it can mount.
+fn start(
+    request: &Request,
+    image: &Image,
+    asked: &Asked,
+) -> Result<launch::Started, launch::Failure> {
+    let launch =
+        |request: &Request| launch::start(request, image, Arc::clone(&asked.keys), &asked.terminal);
+    match launch(request) {
+        Err(report) if request.replay_may_help(report.kind) => {
+            tracing::debug!("once more, with a scratch layer: {report}");
+            launch(&with_replay(request.clone()))
+        }
+        other => other,
+    }
+}
+
+fn with_replay(mut request: Request) -> Request {
+    request.cow = Some(Cow::Replay);
+    request
+}
+
+/// The same in this process, until the end.
+fn stay(request: Request, image: Image, asked: Asked) -> Result<Exit> {
+    let terminal: Arc<dyn Front> = asked.terminal;
+    // It prints its error itself.
+    let run = |request: Request, image: Image, front: &Arc<dyn Front>| -> Result<Exit> {
+        let (_asking, asker) = Asking::start(Arc::clone(&asked.keys))?;
+        Ok(match supervise(request, image, asker, front, None) {
+            Ok(()) => Exit::Done,
+            Err(_) => Exit::Failed,
+        })
+    };
+    let Ok(second) = image.try_clone() else {
+        return run(request, image, &terminal);
+    };
+    let quiet = Arc::new(Unreported::new(Arc::clone(&terminal)));
+    let front: Arc<dyn Front> = quiet.clone();
+    let exit = run(request.clone(), image, &front)?;
+    match quiet.failure() {
+        Some(report) if request.replay_may_help(report.kind) => {
+            run(with_replay(request), second, &terminal)
+        }
+        Some(report) => {
+            terminal.failed(&report);
+            Ok(Exit::Failed)
+        }
+        None => Ok(exit),
+    }
+}
+
+fn run_command(
+    cli: &Cli,
+    name: PathBuf,
+    source: Source,
+    id: String,
+    asked: &Asked,
+) -> Result<Exit> {
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
     let folder = state.private_target(&id);
-    let request = cli.request(id, name, folder.clone(), true, true);
+    let mut request = cli.request(id, name, folder.clone(), true, true);
     let mut channel = None;
-    if source.try_plain(&request)?.is_none() {
-        let image = source.into_image();
-        match launch::start(&request, &image, asked.keys, &asked.terminal) {
+    if source.try_plain(&mut request)?.is_none() {
+        match start(&request, &source.into_image(), asked) {
             Ok(started) => channel = Some(started.channel),
             Err(report) => {
                 print_report(&report);
@@ -159,7 +208,7 @@ impl Source {
         if let Some(remote) = cli.remote(image)? {
             if cli.write {
                 let what = "an image on a web server cannot be written to";
-                return Err(Error::new(Kind::ReadOnly, what).hint("leave -w away to read it"));
+                return Err(Error::new(Kind::ReadOnly, what).hint(WRITE_APART));
             }
             return Ok(Self::Remote(remote));
         }
@@ -181,14 +230,22 @@ impl Source {
         }
     }
 
-    /// Mounted by the kernel's loop device alone, where that will do.
-    fn try_plain(&self, request: &Request) -> Result<Option<plain::Mounted>> {
-        match self {
-            Self::Files(files) => match &files[..] {
-                [file] => plain::try_mount(request, file),
-                _ => Ok(None),
-            },
-            Self::Remote(_) => Ok(None),
+    /// Mounted by the kernel's loop device alone, where that will do. If that would have to write,
+    /// `request` asks for a scratch layer from here on.
+    fn try_plain(&self, request: &mut Request) -> Result<Option<plain::Mounted>> {
+        let Self::Files(files) = self else {
+            return Ok(None);
+        };
+        let [file] = &files[..] else {
+            return Ok(None);
+        };
+        match plain::try_mount(request, file) {
+            Err(error) if request.replay_may_help(error.kind()) => {
+                tracing::debug!("with a scratch layer: {}", error.report());
+                request.cow = Some(Cow::Replay);
+                Ok(None)
+            }
+            other => other,
         }
     }
 
@@ -285,6 +342,11 @@ impl Cli {
             show: self.show(),
             via: self.via,
             write: self.write,
+            cow: self.cow.as_ref().map(|file| match file {
+                None => Cow::Scratch,
+                // The server runs in another folder.
+                Some(file) => Cow::File(std::path::absolute(file).unwrap_or(file.clone())),
+            }),
             layers: self
                 .layers
                 .iter()

@@ -99,7 +99,7 @@ fn add_defaults(list: &mut Vec<MountOption>, device: &Path, options: &MountOptio
             if options.read_only
                 && options.first_pass
                 && !has(list, "noload")
-                && ext_journal_is_clean(device) =>
+                && device_is_clean(device) =>
         {
             list.push(("noload".to_owned(), None));
         }
@@ -107,24 +107,40 @@ fn add_defaults(list: &mut Vec<MountOption>, device: &Path, options: &MountOptio
     }
 }
 
+/// Whether the kernel has to write a journal back before it can show this file system, even
+/// read-only, as far as the superblock tells: that of ext3 and ext4 does. `read` fills a buffer from
+/// an offset of the device, or says that it cannot.
+#[must_use]
+pub fn needs_replay(fstype: &str, options: &str, read: impl Fn(u64, &mut [u8]) -> bool) -> bool {
+    let list = parse_options(options);
+    let skips = |(key, _): &MountOption| key == "noload" || key == "norecovery";
+    matches!(fstype, "ext3" | "ext4")
+        && !list.iter().any(skips)
+        && ext_journal_is_clean(read) == Some(false)
+}
+
 /// Whether the superblock says that the journal need not be replayed. What cannot be read is the
 /// kernel's to judge.
-fn ext_journal_is_clean(device: &Path) -> bool {
+fn ext_journal_is_clean(read: impl Fn(u64, &mut [u8]) -> bool) -> Option<bool> {
     // Offsets of `struct ext4_super_block`, which is at byte 1024.
     const MAGIC: u64 = 1024 + 0x38;
     const FEATURE_INCOMPAT: u64 = 1024 + 0x60;
     const RECOVER: u32 = 4;
+    let mut magic = [0; 2];
+    let mut features = [0; 4];
+    let found = read(MAGIC, &mut magic)
+        && read(FEATURE_INCOMPAT, &mut features)
+        && u16::from_le_bytes(magic) == 0xef53;
+    found.then(|| u32::from_le_bytes(features) & RECOVER == 0)
+}
+
+/// As [`ext_journal_is_clean`], of a device.
+fn device_is_clean(device: &Path) -> bool {
     let Ok(file) = File::open(device) else {
         return false;
     };
-    let mut magic = [0; 2];
-    let mut features = [0; 4];
-    let read = file
-        .read_exact_at(&mut magic, MAGIC)
-        .and_then(|()| file.read_exact_at(&mut features, FEATURE_INCOMPAT));
-    read.is_ok()
-        && u16::from_le_bytes(magic) == 0xef53
-        && u32::from_le_bytes(features) & RECOVER == 0
+    let read = |offset, buf: &mut [u8]| file.read_exact_at(buf, offset).is_ok();
+    ext_journal_is_clean(read) == Some(true)
 }
 
 /// Puts a refusal into words.
@@ -225,13 +241,21 @@ mod tests {
         let mut bytes = vec![0; 4096];
         bytes[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
         std::fs::write(&image, &bytes).unwrap();
-        assert!(ext_journal_is_clean(&image));
+        assert!(device_is_clean(&image));
         bytes[1024 + 0x60] = 4;
         std::fs::write(&image, &bytes).unwrap();
-        assert!(!ext_journal_is_clean(&image));
+        assert!(!device_is_clean(&image));
+        let read = |offset: u64, buf: &mut [u8]| {
+            let start = offset as usize;
+            buf.copy_from_slice(&bytes[start..start + buf.len()]);
+            true
+        };
+        assert!(needs_replay("ext4", "discard", read));
+        assert!(!needs_replay("ext4", "ro,noload", read));
+        assert!(!needs_replay("ext2", "", read));
         std::fs::write(&image, vec![0; 4096]).unwrap();
-        assert!(!ext_journal_is_clean(&image));
-        assert!(!ext_journal_is_clean(&dir.path().join("none")));
+        assert!(!device_is_clean(&image));
+        assert!(!device_is_clean(&dir.path().join("none")));
     }
 
     #[test]

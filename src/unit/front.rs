@@ -1,7 +1,7 @@
 //! Who hears how a unit starts: the launcher at the other end of a socket, or our own terminal.
 
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -333,6 +333,58 @@ impl Front for Terminal {
 
     fn ending(&self) {
         notify(STOPPING);
+    }
+}
+
+/// Passes all on but a failure to start, which may not be the last word.
+pub struct Unreported {
+    front: Arc<dyn Front>,
+    failure: Mutex<Option<Report>>,
+}
+
+impl std::fmt::Debug for Unreported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unreported")
+    }
+}
+
+impl Unreported {
+    /// In front of `front`.
+    #[must_use]
+    pub fn new(front: Arc<dyn Front>) -> Self {
+        Self {
+            front,
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// Why it was not started.
+    #[must_use]
+    pub fn failure(&self) -> Option<Report> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.take()
+    }
+}
+
+impl Front for Unreported {
+    fn begins(&self, pass: &Pass) {
+        self.front.begins(pass);
+    }
+
+    fn progress(&self, what: &str, done: u64, total: u64) {
+        self.front.progress(what, done, total);
+    }
+
+    fn ready(&self, via: Via) {
+        self.front.ready(via);
+    }
+
+    fn failed(&self, report: &Report) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
+    }
+
+    fn ending(&self) {
+        self.front.ending();
     }
 }
 

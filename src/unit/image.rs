@@ -103,6 +103,21 @@ impl Image {
         }
     }
 
+    /// A second handle on the same image.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Files(fds) => Self::Files(
+                fds.iter()
+                    .map(OwnedFd::try_clone)
+                    .collect::<Result<_, _>>()?,
+            ),
+            Self::Remote(remote) => Self::Remote(remote.clone()),
+        })
+    }
+
     /// A second handle on a local regular file, for a kernel that can read it by itself.
     #[must_use]
     pub fn regular_file(&self) -> Option<Arc<OwnedFd>> {

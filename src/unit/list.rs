@@ -8,6 +8,7 @@ use nbdserve::{Error, Kind, Result};
 use serde::Serialize;
 
 use super::find::{self, Unit};
+use super::message::Request;
 use super::path_text;
 use super::record::Stage;
 
@@ -55,7 +56,7 @@ impl Row {
             filesystem: record
                 .and_then(|record| record.opened.as_ref())
                 .and_then(|opened| opened.filesystem.clone()),
-            writable: request.map(|request| request.write),
+            writable: request.map(Request::takes_writes),
             state: state(unit),
             server: record.and_then(|record| record.server),
             started: record.map(|record| record.started),

@@ -30,6 +30,9 @@ pub struct Request {
     pub via: Via,
     /// Writes go to the image.
     pub write: bool,
+    /// Writes are kept apart from it.
+    #[serde(default)]
+    pub cow: Option<Cow>,
     /// Layers that the user named.
     pub layers: Vec<LayerSpec>,
     /// Which part of the image, where the user said so.
@@ -60,7 +63,38 @@ pub struct Request {
     pub references: Vec<PathBuf>,
 }
 
+/// Where writes go that the image is not to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cow {
+    /// To memory and a temp file; they are gone at the end.
+    Scratch,
+    /// The same, and only the kernel writes, which repairs a file system that is mounted read-only.
+    Replay,
+    /// To this file, absolute, for the next time.
+    File(#[serde(with = "path_text")] PathBuf),
+}
+
 impl Request {
+    /// Whether the user may write to what is shown.
+    #[must_use]
+    pub fn takes_writes(&self) -> bool {
+        self.write || matches!(self.cow, Some(Cow::Scratch | Cow::File(_)))
+    }
+
+    /// Whether the kernel may write to the bytes below the file system.
+    #[must_use]
+    pub fn has_writable_device(&self) -> bool {
+        self.write || self.cow.is_some()
+    }
+
+    /// Whether it is worth another try with [`Cow::Replay`] after such an error: a kernel does not
+    /// mount a file system whose journal it cannot write back.
+    #[must_use]
+    pub fn replay_may_help(&self, error: Kind) -> bool {
+        error == Kind::ReadOnly && self.show == Show::Tree && !self.has_writable_device()
+    }
+
     /// What is to be found in the image.
     #[must_use]
     pub fn wanted(&self) -> plan::Request {
@@ -73,6 +107,10 @@ impl Request {
             layers: self.layers.clone(),
             pick,
             purpose,
+            cow: self.cow.as_ref().map(|cow| match cow {
+                Cow::Scratch | Cow::Replay => LayerSpec::cow(None),
+                Cow::File(path) => LayerSpec::cow(Some(&path.to_string_lossy())),
+            }),
         }
     }
 
@@ -223,6 +261,9 @@ pub struct Opened {
     pub first_pass: bool,
     /// Transmission flags of the NBD protocol.
     pub nbd_flags: u16,
+    /// The file system has a journal to be written back: that goes to a scratch layer.
+    #[serde(default)]
+    pub replay: bool,
 }
 
 impl Opened {
@@ -235,6 +276,7 @@ impl Opened {
             filesystem: resolved.content.file_system().map(|info| info.name.clone()),
             first_pass: resolved.volume.geometry().access == Access::FirstPass,
             nbd_flags,
+            replay: false,
         }
     }
 }

@@ -36,6 +36,7 @@ pub struct Mounted {
 /// created.
 pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     let allowed = request.show == Show::Tree
+        && request.cow.is_none()
         && matches!(request.via, Via::Auto | Via::Loop)
         && crate::sys::rights::may_mount_devices();
     if !allowed {
@@ -60,6 +61,10 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     let Some(window) = resolved.source_range else {
         return Ok(None);
     };
+    // The journal is written back to a layer of ours.
+    if needs_replay(request, &resolved) {
+        return Ok(None);
+    }
     let state = StateDir::of_user();
     state.create()?;
     let dir = state.unit(&request.id);
@@ -91,6 +96,23 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
             Err(error)
         }
     }
+}
+
+/// Whether the kernel would have to write before it could mount the file system, which is to be
+/// mounted read-only.
+#[must_use]
+pub fn needs_replay(request: &Request, resolved: &Resolved) -> bool {
+    let by_kernel = request.show == Show::Tree && request.via != Via::Fuse;
+    let file_system = resolved.content.file_system();
+    by_kernel
+        && !request.has_writable_device()
+        && crate::sys::rights::may_mount_devices()
+        && file_system.is_some_and(|info| {
+            let options = request.mount_options.as_deref().unwrap_or("");
+            kernel_mount::needs_replay(&info.name, options, |offset, buf| {
+                resolved.volume.read_at(buf, offset).is_ok()
+            })
+        })
 }
 
 fn record(request: &Request, resolved: &Resolved) -> Record {

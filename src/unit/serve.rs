@@ -20,14 +20,15 @@ use nbdserve::layer::split;
 use nbdserve::plan::{self, Resolved};
 use nbdserve::prefetch::Prefetch;
 use nbdserve::references::References;
-use nbdserve::secret::Secrets;
+use nbdserve::secret::{Remembered, Secrets};
 use nbdserve::source::OpenMode;
 use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
 
 use super::channel::Channel;
 use super::events::{self, FOREVER};
 use super::image::{Image, open_files};
-use super::message::{FromServer, Means, Opened, Request, ToServer};
+use super::message::{Cow, FromServer, Means, Opened, Request, ToServer};
+use super::plain;
 use super::record::StateDir;
 use super::respawn::{self, Role};
 use super::secrets::Asker;
@@ -43,6 +44,9 @@ const SECTOR: u32 = 512;
 const READ_AHEAD: u64 = 1 << 20;
 /// Progress is reported at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// What to do about an image that cannot be written.
+pub const WRITE_APART: &str = "--cow takes writes and drops them at the end, --cow=FILE keeps them in FILE; without -w it can be read";
 
 enum Event {
     Order(ToServer, Vec<OwnedFd>),
@@ -94,7 +98,7 @@ impl Server {
         let Some((ToServer::Open(start), fds)) = self.next_order()? else {
             return Ok(());
         };
-        let (request, image, asker) = start.parts(fds)?;
+        let (mut request, image, asker) = start.parts(fds)?;
         crate::log::to_file(
             &StateDir::of_user().unit(&self.id).join("log"),
             request.verbosity,
@@ -108,17 +112,32 @@ impl Server {
         let observer = Arc::new(Reporter::new(Arc::clone(&self.channel)));
         let mut cx = context(&request, &observer);
         let asker = Arc::new(Asker::from_fd(asker));
-        cx.secrets = Arc::clone(&asker) as Arc<dyn Secrets>;
-        let backing = (!request.write).then(|| image.regular_file()).flatten();
-        let resolved = open(&request, image, cx.clone())?;
+        let answers = Arc::new(Remembered::new(Arc::clone(&asker) as Arc<dyn Secrets>));
+        cx.secrets = Arc::clone(&answers) as Arc<dyn Secrets>;
+        let backing = (!request.has_writable_device())
+            .then(|| image.regular_file())
+            .flatten();
+        let mut resolved = open(&request, image, cx.clone())?;
+        let replay = plain::needs_replay(&request, &resolved);
+        if replay {
+            tracing::info!("the journal has to be written back: to a scratch layer");
+            request.cow = Some(Cow::Replay);
+            let source = resolved.chain.remove(0);
+            answers.repeat();
+            resolved = resolve(&request, source, &cx)?;
+        }
+        answers.forget();
         asker.done();
         let prefetch = request
             .prefetch
             .then(|| Arc::new(Prefetch::new(&resolved.volume)));
         let dir = StateDir::of_user().unit(&self.id);
         super::stats::keep(dir, resolved.chain.clone(), prefetch.clone())?;
-        let flags = server::flags_for(&resolved.volume, !request.write).0;
-        self.say(&FromServer::Opened(Box::new(Opened::new(&resolved, flags))))?;
+        let read_only = !request.has_writable_device();
+        let flags = server::flags_for(&resolved.volume, read_only).0;
+        let mut opened = Opened::new(&resolved, flags);
+        opened.replay = replay;
+        self.say(&FromServer::Opened(Box::new(opened)))?;
 
         let Some((ToServer::Attach(means), sockets)) = self.next_order()? else {
             return Ok(());
@@ -199,7 +218,7 @@ impl Server {
                 if volume.geometry().access == Access::FirstPass {
                     finish_first_pass(volume)?;
                 }
-                self.serve_nbd(volume, sockets, !request.write)
+                self.serve_nbd(volume, sockets, !request.has_writable_device())
             }
         }
     }
@@ -324,29 +343,40 @@ fn open(request: &Request, image: Image, mut cx: Cx) -> Result<Resolved> {
             remote.open(split::look(&request.layers)?, request.cache_bytes, &cx)?
         }
     };
+    resolve(request, source, &cx)
+}
+
+/// Finds out what it is, and whether it can be written if that is wanted.
+fn resolve(request: &Request, source: Volume, cx: &Cx) -> Result<Resolved> {
     let resolved = plan::resolve(
         source,
-        &name,
+        &request.image.to_string_lossy(),
         &request.wanted(),
         &crate::unit::looks_like_root,
-        &cx,
+        cx,
     )?;
-    if request.write && resolved.volume.writer().is_none() {
-        // The innermost to blame: what is above it only passes writes on.
-        let read_only = resolved.chain.iter().find(|v| v.writer().is_none());
+    if request.has_writable_device() && resolved.volume.writer().is_none() {
+        // The innermost to blame: what is above it only passes writes on. What is below a layer that
+        // keeps writes apart is not to blame for anything.
+        let cow = resolved.chain.iter().position(|v| v.name() == "cow");
+        let mut chain = resolved.chain.iter().skip(cow.unwrap_or(0));
+        let read_only = chain.find(|v| v.writer().is_none());
         let layer = read_only.unwrap_or(&resolved.volume).name();
         return Err(Error::new(
             Kind::ReadOnly,
             format!("the layer {layer} cannot be written to"),
         )
-        .hint("leave -w away to read it, or take --cow: writes go beside the image then"));
+        .hint(match &request.cow {
+            None => WRITE_APART,
+            Some(_) => "leave --cow away to read it",
+        }));
     }
     Ok(resolved)
 }
 
 fn mount(path: &Path, request: &Request, is_dir: bool) -> Result<OwnedFd> {
     let options = MountOptions {
-        read_only: !request.write,
+        read_only: !request.has_writable_device(),
         allow_other: request.has_mount_option("allow_other"),
         no_exec: request.has_mount_option("noexec"),
         ..MountOptions::new(source_of(&request.id), is_dir)
@@ -357,7 +387,7 @@ fn mount(path: &Path, request: &Request, is_dir: bool) -> Result<OwnedFd> {
 /// The file as the image's owner would see it, dated like the image.
 fn file_options(request: &Request) -> FileOptions {
     let mut options = FileOptions::new(source_of(&request.id));
-    options.writable = request.write;
+    options.writable = request.has_writable_device();
     if let Ok(modified) = std::fs::metadata(&request.image).and_then(|meta| meta.modified()) {
         options.mtime = modified;
     }

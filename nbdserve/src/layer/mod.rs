@@ -6,6 +6,7 @@
 
 pub(crate) mod archive;
 pub mod bzip2;
+pub mod cow;
 mod decoded;
 mod deflate;
 pub mod gzip;
@@ -65,6 +66,7 @@ pub static LAYERS: &[&LayerType] = &[
     &lvm::LVM,
     &raid::RAID,
     &split::SPLIT,
+    &cow::COW,
     &offset::OFFSET,
     &partition::PARTITION,
 ];

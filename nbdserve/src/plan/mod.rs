@@ -26,7 +26,8 @@ mod volumes;
 pub use fs::{Class, FsInfo};
 pub use info::{AccessInfo, Info, LayerInfo, PartitionInfo, TableInfo};
 pub use resolve::{
-    LooksLikeRoot, Opened, Request, Resolved, Step, inspect, looks_plain, reopen, resolve,
+    LooksLikeRoot, Opened, Request, Resolved, Step, commit, inspect, inspect_with, looks_plain,
+    reopen, resolve,
 };
 pub use spec::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
 pub use volumes::VolumeInfo;

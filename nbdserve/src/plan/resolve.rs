@@ -1,10 +1,13 @@
 //! From a source to a plan: probing, and following a plan.
 
+use std::path::Path;
+
 use super::choose::{Entry, Partitions};
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class, FsInfo};
 use super::volumes::VolumeInfo;
 use super::{Content, LayerSpec, Locked, Pick, Plan, Purpose, RAW};
+use crate::layer::cow::{self, COW};
 use crate::layer::luks::LUKS;
 use crate::layer::partition::{PARTITION, Table, read_table};
 use crate::layer::split::SPLIT;
@@ -14,6 +17,8 @@ use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// Most layers of an image; a chosen partition is one.
 const MAX_LAYERS: usize = 8;
+/// What is on a disk, not what a disk is in: written blocks are kept below the first of these.
+const ON_DISKS: &[&str] = &["partition", "luks", "lvm", "raid"];
 
 /// Whether the top level of a file system looks like that of a system's root; `None` when that
 /// cannot be told, because nothing here reads that file system.
@@ -28,6 +33,9 @@ pub struct Request {
     pub pick: Pick,
     /// What for.
     pub purpose: Purpose,
+    /// The layer that keeps writes apart from the image. It lies on the disk, below its partitions
+    /// and what is encrypted, whichever of them is wanted.
+    pub cow: Option<LayerSpec>,
 }
 
 /// The answer.
@@ -93,27 +101,19 @@ fn resolve_to(
     cx: &Cx,
 ) -> Result<Resolved> {
     let mut walk = Walk::new(source, name, cx);
-    let mut raw = false;
-    let mut layers = &request.layers[..];
-    if let Some(parts) = walk.volume.parts() {
-        let named = layers
-            .split_first()
-            .filter(|(spec, _)| spec.name() == SPLIT.name);
-        if named.is_some() || parts > 1 {
-            walk.join(parts, named.map(|(spec, _)| spec))?;
-        }
-        layers = named.map_or(layers, |(_, rest)| rest);
-    }
-    for spec in layers {
-        if spec.name() == RAW {
-            raw = true;
-            continue;
-        }
-        walk.enter(spec.clone(), "named by the user".to_owned(), Vec::new())?;
-    }
+    let mut cow = request.cow.clone();
+    let raw = walk.enter_named(&request.layers, &mut cow)?;
     let mut pick = request.pick.clone();
     loop {
-        match walk.look(&pick, raw)? {
+        let found = walk.look(&pick, raw)?;
+        if !found.is_around_a_disk()
+            && let Some(spec) = cow.take()
+        {
+            // What was written counts: it may be another table.
+            walk.enter(spec, KEPT_APART.to_owned(), Vec::new())?;
+            continue;
+        }
+        match found {
             Found::Layer(spec, evidence) if !is_member(&spec) => {
                 let layer = spec.name().to_owned();
                 match walk.enter(spec, evidence.clone(), Vec::new()) {
@@ -161,6 +161,46 @@ fn resolve_to(
     }
 }
 
+/// Why there is a layer that keeps writes apart.
+const KEPT_APART: &str = "writes are kept apart from the image";
+
+/// Writes what is kept in the cow file `file` back to the image `source`, of which `identity` tells
+/// what it is now.
+///
+/// # Errors
+/// As [`resolve()`] and [`cow::commit`].
+pub fn commit(
+    source: Volume,
+    name: &str,
+    layers: &[LayerSpec],
+    file: &Path,
+    identity: &dyn Fn() -> Option<String>,
+    cx: &Cx,
+) -> Result<cow::Committed> {
+    // A layer may write as soon as it is opened.
+    let before = identity();
+    let mut walk = Walk::new(source, name, cx);
+    // Up to where the layer would lie.
+    let disk = layers
+        .iter()
+        .position(|spec| ON_DISKS.contains(&spec.name()));
+    let outer = layers.get(..disk.unwrap_or(layers.len()));
+    let raw = walk.enter_named(outer.unwrap_or_default(), &mut None)?;
+    while disk.is_none()
+        && let found = walk.look(&Pick::Disk, raw)?
+        && found.is_around_a_disk()
+        && let Found::Layer(spec, evidence) = found
+    {
+        walk.enter(spec, evidence, Vec::new())?;
+    }
+    let base = cow::Base {
+        identity: before,
+        ..walk.base()
+    };
+    cow::commit(&walk.volume, file, &base, identity, &walk.cx)
+        .map_err(|error| error.in_layer(COW.name))
+}
+
 /// As [`resolve()`] for the bytes of the whole disk, with the contents of all partitions. Where a
 /// jump costs the decoding of the whole image only what is known anyway is told. A layer that was
 /// found and whose key is missing is told of as [`Content::Locked`].
@@ -168,10 +208,25 @@ fn resolve_to(
 /// # Errors
 /// As [`resolve()`].
 pub fn inspect(source: Volume, name: &str, layers: &[LayerSpec], cx: &Cx) -> Result<Resolved> {
+    inspect_with(source, name, layers, None, cx)
+}
+
+/// As [`inspect`], with the writes that `cow` has kept.
+///
+/// # Errors
+/// As [`resolve()`].
+pub fn inspect_with(
+    source: Volume,
+    name: &str,
+    layers: &[LayerSpec],
+    cow: Option<LayerSpec>,
+    cx: &Cx,
+) -> Result<Resolved> {
     let request = Request {
         layers: layers.to_vec(),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
+        cow,
     };
     resolve_to(source, name, &request, &|_, _| None, true, cx)
 }
@@ -271,6 +326,13 @@ enum Found {
     Content(Content),
 }
 
+impl Found {
+    /// Whether the disk is inside of it.
+    fn is_around_a_disk(&self) -> bool {
+        matches!(self, Self::Layer(spec, _) if !ON_DISKS.contains(&spec.name()))
+    }
+}
+
 /// The way from the source to the innermost volume so far.
 struct Walk<'a> {
     /// With the place of the innermost layer.
@@ -338,6 +400,52 @@ impl<'a> Walk<'a> {
         self.enter(spec, evidence, Vec::new())
     }
 
+    /// Opens the layers that the user named, and `cow` where it belongs among them. Whether probing
+    /// ends there.
+    fn enter_named(&mut self, layers: &[LayerSpec], cow: &mut Option<LayerSpec>) -> Result<bool> {
+        let mut raw = false;
+        let mut layers = layers;
+        if let Some(parts) = self.volume.parts() {
+            let named = layers
+                .split_first()
+                .filter(|(spec, _)| spec.name() == SPLIT.name);
+            if named.is_some() || parts > 1 {
+                self.join(parts, named.map(|(spec, _)| spec))?;
+            }
+            layers = named.map_or(layers, |(_, rest)| rest);
+        }
+        for spec in layers {
+            if spec.name() == RAW {
+                raw = true;
+                continue;
+            }
+            if ON_DISKS.contains(&spec.name())
+                && let Some(cow) = cow.take()
+            {
+                self.enter(cow, KEPT_APART.to_owned(), Vec::new())?;
+            }
+            self.enter(spec.clone(), "named by the user".to_owned(), Vec::new())?;
+        }
+        Ok(raw)
+    }
+
+    /// What a cow layer would lie on.
+    fn base(&self) -> cow::Base {
+        let source = self.chain.first();
+        let layers: Vec<_> = self
+            .steps
+            .iter()
+            .map(|step| step.layer.to_string())
+            .collect();
+        cow::Base {
+            name: self.name.to_owned(),
+            identity: source.and_then(Volume::source_identity),
+            layers: layers.join(" "),
+            is_local: source.is_some_and(|source| source.parts().is_some()),
+            has_others: self.chain.iter().any(|volume| !volume.may_be_kept()),
+        }
+    }
+
     /// Opens a layer on what there is.
     fn enter(&mut self, spec: LayerSpec, evidence: String, mut notes: Vec<String>) -> Result<()> {
         self.cx.cancel.check()?;
@@ -360,15 +468,19 @@ impl<'a> Walk<'a> {
             volume,
             range,
             note,
-        } = enter(layer, spec, &self.volume, &self.steps, is_plain, &self.cx)
-            .map_err(|error| error.in_layer(layer.name))?;
+        } = match layer.name == COW.name {
+            true => self.enter_cow(spec),
+            false => enter(layer, spec, &self.volume, &self.steps, is_plain, &self.cx),
+        }
+        .map_err(|error| error.in_layer(layer.name))?;
         let outer = self.source_range.zip(range);
         self.source_range = outer.and_then(|(outer, inner)| shifted(inner, outer));
         if layer.name == PARTITION.name {
             self.partition = spec.args().get("number").and_then(|text| text.parse().ok());
         }
         tracing::debug!("{}: {spec}: {} bytes", self.name, volume.size());
-        // The spec may name an entry by now. What was encrypted is not kept as it is decrypted.
+        // The spec may name an entry by now. What was encrypted is not kept as it is
+        // decrypted, nor is what can be written.
         self.cx.place = match layer.name == LUKS.name || !volume.may_be_kept() {
             true => None,
             false => inside(&spec.to_string()),
@@ -384,6 +496,16 @@ impl<'a> Walk<'a> {
             notes,
         });
         Ok(())
+    }
+
+    fn enter_cow(&self, spec: LayerSpec) -> Result<Entered> {
+        let (volume, note) = cow::open_on(&self.volume, spec.args(), &self.base(), &self.cx)?;
+        Ok(Entered {
+            spec,
+            volume,
+            range: None,
+            note,
+        })
     }
 
     /// Probes the innermost volume.
@@ -517,6 +639,11 @@ impl<'a> Walk<'a> {
         let as_bytes = "--layer raw --fuse shows the bytes as they are";
         match (content, purpose) {
             (Content::FileSystem(_), _) => Ok(()),
+            (Content::Other(info), _) if info.name == COW.name && !raw => Err(Error::new(
+                Kind::Unsupported,
+                format!("{what} has writes that were kept apart from an image, and is none"),
+            )
+            .hint("loopmount --cow=FILE IMAGE TARGET: FILE is this one, IMAGE the one it was made for")),
             (Content::Other(info), _) if info.class == Class::Wrapper && !raw => Err(Error::new(
                 Kind::Unsupported,
                 format!("{what} is {info}, which this version cannot open yet"),

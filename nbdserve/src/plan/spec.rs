@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FsInfo;
 use crate::error::escape;
+use crate::layer::cow::COW;
 use crate::layer::{Args, LAYERS, LayerType};
 use crate::{Error, Kind, Result};
 
@@ -124,6 +125,16 @@ impl LayerSpec {
         }
         spec.args = args;
         Ok(spec)
+    }
+
+    /// The layer that keeps writes apart from the image, in `file` or until the end.
+    #[must_use]
+    pub fn cow(file: Option<&str>) -> Self {
+        let args = file.map(|file| ("file".to_owned(), file.to_owned()));
+        Self {
+            name: COW.name.to_owned(),
+            args: args.into_iter().collect(),
+        }
     }
 
     /// The layer's name, or [`RAW`].

@@ -149,13 +149,23 @@ impl File {
 
     /// Device, inode, size and times. `None` for a block device, a file that is open for writing,
     /// and one that was changed so lately that a later change might not be told from it.
-    ///
-    /// A file that was changed a moment ago is waited for, so that a later change has another time.
     fn times_and_place(&self) -> Option<String> {
         let then = self.stamp.filter(|_| self.mode == OpenMode::ReadOnly)?;
+        self.identity_now(Some(then))
+    }
+
+    /// As [`Device::source_identity`], for a file that is open for writing too: what it is at this
+    /// moment, which holds until it is written to.
+    #[must_use]
+    pub fn identity(&self) -> Option<String> {
+        self.stamp.and_then(|_| self.identity_now(None))
+    }
+
+    /// A file that was changed a moment ago is waited for, so that a later change has another time.
+    fn identity_now(&self, then: Option<Stamp>) -> Option<String> {
         for _ in 0..2 {
             let stat = rustix::fs::fstat(&self.fd).ok()?;
-            if Stamp::of(&stat) != then {
+            if then.is_some_and(|then| Stamp::of(&stat) != then) {
                 return None;
             }
             let whole = stat.st_ctime_nsec == 0 && stat.st_mtime_nsec == 0;

@@ -232,6 +232,22 @@ pub fn open(first: &Path, look: Look, mode: OpenMode) -> Result<Vec<File>> {
     paths.iter().map(|path| File::open(path, mode)).collect()
 }
 
+/// As [`Device::source_identity`] of the volume that these files become, as [`File::identity`] has
+/// it.
+#[must_use]
+pub fn identity(files: &[File]) -> Option<String> {
+    match files {
+        [only] => only.identity(),
+        all => Some(joined(
+            &all.iter().map(File::identity).collect::<Option<Vec<_>>>()?,
+        )),
+    }
+}
+
+fn joined(parts: &[String]) -> String {
+    format!("split\n{}", parts.join("\nthen\n"))
+}
+
 /// Several files, one after the other, as one device. It can be written to when all of them can.
 #[derive(Debug)]
 pub struct Joined {
@@ -369,8 +385,7 @@ impl Device for Joined {
 
     fn source_identity(&self) -> Option<String> {
         let parts = self.parts.iter().map(|part| part.volume.source_identity());
-        let parts = parts.collect::<Option<Vec<_>>>()?;
-        Some(format!("split\n{}", parts.join("\nthen\n")))
+        Some(joined(&parts.collect::<Option<Vec<_>>>()?))
     }
 
     /// All parts are closed; the first failure is told.

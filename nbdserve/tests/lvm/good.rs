@@ -149,6 +149,7 @@ fn names_of_all_sorts_are_found_and_a_plan_keeps_the_full_one() {
             layers: Vec::new(),
             pick: Pick::Partition(name.to_owned()),
             purpose: Purpose::Bytes,
+            ..Request::default()
         };
         let source = Memory::volume(sample.disk.clone());
         let resolved = plan::resolve(source, "disk", &request, &|_, _| None, &cx()).unwrap();
@@ -183,6 +184,7 @@ fn a_volume_that_is_one_run_is_a_range_of_the_image() {
         layers: Vec::new(),
         pick: Pick::Partition("plain".to_owned()),
         purpose: Purpose::Bytes,
+        ..Request::default()
     };
     let source = Memory::volume(sample.disk.clone());
     let resolved = plan::resolve(source, "disk", &request, &|_, _| None, &cx()).unwrap();
@@ -324,6 +326,7 @@ fn a_group_in_a_locked_partition_is_found_by_the_name_of_a_volume() {
             layers: Vec::new(),
             pick: Pick::Partition(name.to_owned()),
             purpose: Purpose::Bytes,
+            ..Request::default()
         };
         let source = Memory::volume(disk.clone());
         let resolved = plan::resolve(source, "disk", &request, &|_, _| None, &cx).unwrap();

@@ -183,6 +183,7 @@ fn names_are_found_and_a_plan_keeps_the_uuid() {
             layers: Vec::new(),
             pick: Pick::Partition(name.to_owned()),
             purpose: Purpose::Bytes,
+            ..Request::default()
         };
         let source = Memory::volume(image.clone());
         let resolved = plan::resolve(source, "disk", &request, &|_, _| None, &cx()).unwrap();
@@ -315,6 +316,7 @@ fn one_member_that_is_the_whole_image_is_opened() {
             pick: Pick::Partition("forged".to_owned()),
             purpose: Purpose::Bytes,
             layers: Vec::new(),
+            ..Request::default()
         };
         let source = Memory::volume(member.image());
         let resolved = plan::resolve(source, "image", &request, &|_, _| None, &cx()).unwrap();

@@ -55,6 +55,7 @@ pub(crate) fn resolve(image: Volume, layers: &[&str], cx: &Cx) -> Result<Resolve
         layers: layers.iter().map(|layer| layer.parse().unwrap()).collect(),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
+        ..Request::default()
     };
     plan::resolve(image, "image", &request, &|_, _| None, cx)
 }

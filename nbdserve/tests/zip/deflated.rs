@@ -137,6 +137,7 @@ fn a_look_decodes_no_more_than_the_beginning() {
         layers: Vec::new(),
         pick: Pick::Auto,
         purpose: Purpose::FileSystem,
+        ..Request::default()
     };
     let (source, counts) = Counting::volume(Memory::volume(bytes));
     let found = plan::resolve(source, "image", &request, &|_, _| None, &cx()).unwrap();

@@ -345,6 +345,7 @@ fn the_only_image_is_taken_and_the_plan_names_it() {
         layers: Vec::new(),
         pick: Pick::Auto,
         purpose: Purpose::FileSystem,
+        ..Request::default()
     };
     let image = || Memory::volume(bytes.clone());
     let found = plan::resolve(image(), "image", &request, &|_, _| None, &cx()).unwrap();

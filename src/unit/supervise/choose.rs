@@ -44,7 +44,7 @@ pub(super) fn choose(request: &Request, opened: &Opened) -> Result<Via> {
 }
 
 fn writable_in_user_space(request: &Request, filesystem: &str) -> Result<()> {
-    if !request.write {
+    if !request.takes_writes() {
         return Ok(());
     }
     Err(Error::new(

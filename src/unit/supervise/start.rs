@@ -18,7 +18,7 @@ use crate::sys::process::wait_readable;
 use crate::target::{kernel_mount, kernel_nbd, loop_device};
 use crate::unit::events::{self, FOREVER};
 use crate::unit::image::Image;
-use crate::unit::message::{FromServer, Means, Opened, Request, Show, Start, ToServer, Via};
+use crate::unit::message::{Cow, FromServer, Means, Opened, Request, Show, Start, ToServer, Via};
 use crate::unit::record::{Stage, Undo};
 use crate::unit::respawn::{self, Role};
 use crate::unit::undo::Kernel;
@@ -47,6 +47,9 @@ impl Supervisor {
             FromServer::Opened(opened) => Some(*opened),
             _ => None,
         })?;
+        if opened.replay {
+            self.record.request.cow = Some(Cow::Replay);
+        }
         let via = choose(&self.record.request, &opened)?;
         self.record.opened = Some(opened.clone());
         self.record.via = Some(via);
@@ -95,12 +98,12 @@ impl Supervisor {
         self.attach_in_thread(move || {
             let file = OpenOptions::new()
                 .read(true)
-                .write(request.write)
+                .write(request.has_writable_device())
                 .open(&disk)
                 .map_err(|error| Error::io("cannot open our own FUSE file", error))?;
             let options = loop_device::LoopOptions {
                 id: &request.id,
-                read_only: !request.write,
+                read_only: !request.has_writable_device(),
                 ..Default::default()
             };
             let device = loop_device::attach(file.as_fd(), &options)?;
@@ -272,7 +275,7 @@ impl Supervisor {
 fn mount_device(device: &Path, request: &Request, opened: &Opened) -> Result<()> {
     let options = kernel_mount::MountOptions {
         fstype: opened.filesystem.as_deref().unwrap_or("auto"),
-        read_only: !request.write,
+        read_only: !request.takes_writes(),
         first_pass: opened.first_pass,
         options: request.mount_options.as_deref().unwrap_or(""),
     };

@@ -16,6 +16,8 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ("ewf", 0, b"EVF\x09\x0d\x0a\xff\0"),
     ("ewf", 0, b"EVF2\x0d\x0a\x81\0"),
     ("aff", 0, b"AFF10\x0d\x0a\0"),
+    // What is kept apart from an image, see `layer/cow`.
+    ("cow", 0, b"loopcow\n"),
     // Compression.
     ("compress", 0, &[0x1f, 0x9d]),
     (

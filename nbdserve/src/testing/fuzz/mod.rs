@@ -5,6 +5,7 @@
 //! mutations, one test of `nbdserve/tests/fuzz.rs`. They check more than that nothing breaks: what
 //! was opened is read, read again, and held against its own extents.
 
+pub mod cow;
 mod disks;
 mod gzip;
 mod luks;
@@ -136,6 +137,14 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "simg_open",
         run: simg::open,
+    },
+    Target {
+        name: "cow_open",
+        run: cow::open,
+    },
+    Target {
+        name: "cow_map",
+        run: cow::map,
     },
     Target {
         name: "luks1_header",

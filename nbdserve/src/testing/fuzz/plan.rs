@@ -39,6 +39,7 @@ pub(super) fn resolve(data: &[u8]) {
             layers,
             pick,
             purpose,
+            ..plan::Request::default()
         };
         // Whatever a reader of file systems would say.
         let looks_like_root =
