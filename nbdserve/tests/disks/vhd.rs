@@ -375,7 +375,10 @@ fn what_a_differencing_disk_does_not_have_is_in_its_parent() {
             );
             let path = write(dir.path(), "child.vhd", &child.image);
             let volume = open_file(&VHD, &path).unwrap();
-            assert!(read_all(&volume).unwrap() == child.expected, "{name} {unicode}");
+            assert!(
+                read_all(&volume).unwrap() == child.expected,
+                "{name} {unicode}"
+            );
         }
     }
 }
