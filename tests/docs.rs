@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::helper_link::HelperLink;
+use common::images::Images;
 use common::run::Cmd;
 use common::sandbox::with_small_disk;
 use common::{Sandbox, Who, must, require_tool};
@@ -123,6 +124,14 @@ fn every_example_works() {
                     .args(["-dk", "disk.raw.xz"])
                     .current_dir(sandbox.path()),
             );
+            for (name, image) in [
+                ("lvm.raw", Images::lvm as fn(&Images) -> PathBuf),
+                ("mirror.raw", Images::mirror),
+            ] {
+                if example.text.contains(name) {
+                    sandbox.image_as(&image(common::images()), name);
+                }
+            }
             sandbox.new_dir("mnt");
             match example.kind.as_str() {
                 "" => run(&sandbox, &example.text),

@@ -128,6 +128,84 @@ class Images:
         pack = lambda part: run(["tar", "-C", str(self._cache), "-cf", str(part), small.name])
         return self._made("disk.small.tar", "with tar", pack)
 
+    @functools.cached_property
+    def qcow2(self) -> Path:
+        """The small disk as qcow2."""
+        return self._converted("disk.small.qcow2", "-O", "qcow2")
+
+    @functools.cached_property
+    def packed_qcow2(self) -> Path:
+        """The same, each cluster compressed, as published for clouds."""
+        return self._converted("disk.small.packed.qcow2", "-c", "-O", "qcow2")
+
+    @functools.cached_property
+    def chain_qcow2(self) -> Path:
+        """Two overlays on it, each with a few clusters of its own."""
+        middle = self._overlay("disk.small.middle.qcow2", self.qcow2, 1)
+        return self._overlay("disk.small.top.qcow2", middle, 2)
+
+    @functools.cached_property
+    def vmdk(self) -> Path:
+        """As vmdk for transport: each grain compressed."""
+        return self._converted("disk.small.stream.vmdk", "-O", "vmdk", "-o", "subformat=streamOptimized")
+
+    @functools.cached_property
+    def key(self) -> Path:
+        """Opens all that are encrypted. Everybody may know it."""
+        return self._made("disk.key", "for those that are encrypted", lambda part: part.write_text("open sesame"))
+
+    @functools.cached_property
+    def luks(self) -> Path:
+        """Encrypted as qemu does it: LUKS1, aes-256, xts, plain64."""
+        return self._encrypted("disk.small.luks", self.small)
+
+    @functools.cached_property
+    def large_qcow2(self) -> Path:
+        """The large disk as qcow2."""
+        return self._converted("disk.qcow2", "-O", "qcow2", source=self.raw)
+
+    @functools.cached_property
+    def large_luks(self) -> Path:
+        """The large disk, encrypted."""
+        return self._encrypted("disk.luks", self.raw)
+
+    @functools.cached_property
+    def argon2_luks(self) -> Path:
+        """Nothing but a LUKS2 header with a keyslot as cryptsetup makes it on a machine like this."""
+        return self._keyslot("disk.argon2.luks", "argon2id", "--pbkdf-memory=524288", "--pbkdf-parallel=4", "--pbkdf-force-iterations=4")
+
+    @functools.cached_property
+    def pbkdf2_luks(self) -> Path:
+        """The same with the older function."""
+        return self._keyslot("disk.pbkdf2.luks", "pbkdf2", "--pbkdf-force-iterations=2000000")
+
+    def _keyslot(self, name: str, kind: str, *options: str) -> Path:
+        key = self.key
+
+        def make(part: Path) -> None:
+            with part.open("wb") as out:
+                out.truncate(32 * MIB)
+            run(["cryptsetup", "luksFormat", "-q", "--type=luks2", f"--key-file={key}", f"--pbkdf={kind}", *options, str(part)])
+
+        return self._made(name, "with cryptsetup luksFormat", make)
+
+    def _encrypted(self, name: str, source: Path) -> Path:
+        secret = f"secret,id=key,file={self.key}"
+        return self._converted(name, "--object", secret, "-O", "luks", "-o", "key-secret=key,iter-time=100", source=source)
+
+    def _converted(self, name: str, *options: str, source: Path | None = None) -> Path:
+        source = source or self.small
+        make = lambda part: run(["qemu-img", "convert", "-q", "-f", "raw", *options, str(source), str(part)])
+        return self._made(name, f"with qemu-img convert {' '.join(options)}", make)
+
+    def _overlay(self, name: str, below: Path, mark: int) -> Path:
+        def make(part: Path) -> None:
+            run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below.name, str(part)])
+            writes = [f"write -P {mark} {(2 * at + mark) * MIB} 256k" for at in range(60)]
+            run(["qemu-io", "-f", "qcow2", *(word for write in writes for word in ("-c", write)), str(part)])
+
+        return self._made(name, "with qemu-img create", make)
+
     def _compressed(self, name: str, *options: str) -> Path:
         return self._filtered(name, self.raw, "xz", *options, "-c", takes=", takes minutes")
 

@@ -1,17 +1,18 @@
 """The rows of the benchmark and what each must reach."""
 
-import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from images import MIB
+from machine import Machine
 from measure import Goal, Row
 from packed import Packed
 from peers import Peers
 from processes import run
 from remote import Remote
+from remote_machine import RemoteMachine
 from remote_packed import RemotePacked
 from stacks import LONGEST_BLOCK
 from uses import CACHE, MOST_MEMORY, OURS, PART, Uses, warm
@@ -23,10 +24,13 @@ class Rows(Uses):
 
     # Seconds of each fio run.
     fio_runtime: int
+    # Builds an example of nbdserve; where the program is.
+    example: Callable[[str], Path]
 
     def all(self) -> dict[str, Callable[[], list[Row]]]:
         """By letter."""
         remote = Remote(self.bench, self.images)
+        machine = Machine(self.bench, self.images, self.example)
         packed, peers = Packed(self.bench, self.images), Peers(self.bench, self.images)
         return {
             "a": self.sequential,
@@ -41,6 +45,11 @@ class Rows(Uses):
             "j": RemotePacked(remote).rows,
             "k": peers.rows,
             "l": packed.memory,
+            "m": machine.qcow2,
+            "n": machine.luks,
+            "o": machine.vmdk,
+            "p": machine.cow,
+            "q": RemoteMachine(remote).rows,
         }
 
     # ---- (a) the whole disk in order
@@ -220,17 +229,11 @@ class Rows(Uses):
 
     def _fio(self, stack, jobs: int, user: bool) -> Callable[[], float]:
         """Reads per second."""
+        raw = self.images.raw
+        measure = self._random(stack, "randread", jobs, user, raw.stat().st_size, self.fio_runtime)
 
-        def measure() -> float:
-            warm(self.images.raw)
-            with stack() as target:
-                command = [
-                    "fio", "--name=random", f"--filename={target}", "--readonly", "--rw=randread", "--bs=4k", "--direct=1",
-                    "--ioengine=psync", "--time_based", f"--runtime={self.fio_runtime}", f"--numjobs={jobs}",
-                    f"--size={self.images.raw.stat().st_size // 4096 * 4096}", "--group_reporting", "--output-format=json",
-                ]  # fmt: skip
-                cwd = self.bench.home() if user else self.bench.work
-                out = run(self.bench.command(command, user), cwd=cwd)
-                return json.loads(out)["jobs"][0]["read"]["iops"]
+        def warmed() -> float:
+            warm(raw)
+            return measure()
 
-        return measure
+        return warmed

@@ -43,6 +43,11 @@ class Bench:
         finally:
             shutil.rmtree(kept, ignore_errors=True)
 
+    @staticmethod
+    def give(path: Path) -> None:
+        """Makes something the ordinary user's."""
+        os.chown(path, *_ids())
+
     def command(self, command: list[str], user: bool, kept: Path | None = None) -> list[str]:
         """`command` as root or as the ordinary user, with its cache in `kept`; a user's temporary files too."""
         if user:
@@ -78,21 +83,70 @@ class Bench:
                 processes.reap()
 
     @contextlib.contextmanager
-    def nbdkit_file(self, source: list[str], user: bool, *filters: str, kept: Path | None = None):
+    def nbdkit_file(self, source: list[str], user: bool, *filters: str, kept: Path | None = None, writable: bool = False):
         """`nbdkit PLUGIN ...` shown as a file by nbdfuse; a filter is its name, or name=value of it."""
         place = self.place(user)
-        socket, target = place / "socket", place / "disk"
+        with self._nbdkit(place, source, user, *filters, kept=kept, writable=writable) as socket:
+            with self._nbdfuse(place, socket, user, writable) as target:
+                yield target
+
+    @contextlib.contextmanager
+    def _nbdkit(self, place: Path, source: list[str], user: bool, *filters: str, kept: Path | None = None, writable: bool = False):
+        """The server alone: its socket."""
+        socket = place / "socket"
         names = [f"--filter={name}" for name in filters if "=" not in name]
         values = [value for value in filters if "=" in value]
-        server = ["nbdkit", "--foreground", "--readonly", f"--unix={socket}", *names, *source, *values]
-        target.touch()
-        if user:
-            os.chown(target, *_ids())
+        mode = [] if writable else ["--readonly"]
+        server = ["nbdkit", "--foreground", *mode, f"--unix={socket}", *names, *source, *values]
         with daemon(self.command(server, user, kept)) as serving:
             wait_until(socket.exists, "nbdkit", serving)
-            client = ["nbdfuse", "--readonly", str(target), f"nbd+unix:///?socket={socket}"]
-            with self._fuse(client, target, user):
+            yield socket
+
+    @contextlib.contextmanager
+    def _nbdfuse(self, place: Path, socket: Path, user: bool, writable: bool = False):
+        target = place / "disk"
+        target.touch()
+        if user:
+            self.give(target)
+        mode = [] if writable else ["--readonly"]
+        client = ["nbdfuse", *mode, str(target), f"nbd+unix:///?socket={socket}"]
+        with self._fuse(client, target, user):
+            yield target
+
+    @contextlib.contextmanager
+    def qemu_file(self, driver: str, image: Path, user: bool, key: Path | None = None, writable: bool = False):
+        """`qemu-nbd` shown as a file by nbdfuse."""
+        place = self.place(user)
+        with self._qemu(place, self.qemu_options(driver, image, key), user, writable) as socket:
+            with self._nbdfuse(place, socket, user, writable) as target:
                 yield target
+
+    @staticmethod
+    def qemu_options(driver: str, image: Path, key: Path | None = None) -> list[str]:
+        """How programs of qemu are told what an image is."""
+        secret = [] if key is None else ["--object", f"secret,id=key,file={key}"]
+        opts = "" if key is None else ",key-secret=key"
+        return [*secret, "--image-opts", f"driver={driver},file.driver=file,file.filename={image}{opts}"]
+
+    @contextlib.contextmanager
+    def _qemu(self, place: Path, options: list[str], user: bool, writable: bool = False):
+        socket = place / "qemu"
+        mode = [] if writable else ["--read-only"]
+        # As many connections as nbdfuse makes.
+        server = ["qemu-nbd", "--persistent", "--shared=0", f"--socket={socket}", *mode, *options]
+        with daemon(self.command(server, user)) as serving:
+            wait_until(socket.exists, "qemu-nbd", serving)
+            yield socket
+
+    @contextlib.contextmanager
+    def nbdkit_qcow2_tree(self, source: list[str], *filters: str):
+        """A qcow2 that nbdkit reads and qemu-nbd understands, its first partition mounted by the kernel."""
+        place = self.place(False)
+        with self._nbdkit(place, source, False, *filters) as raw:
+            options = ["--image-opts", f"driver=qcow2,file.driver=nbd,file.server.type=unix,file.server.path={raw}"]
+            with self._qemu(place, options, False) as socket, self._nbdfuse(place, socket, False) as disk:
+                with self.kernel_tree(disk) as target:
+                    yield target
 
     @contextlib.contextmanager
     def nbdkit_tree(self, source: list[str], user: bool, *filters: str):

@@ -1,6 +1,7 @@
 """What is done with a mount, and how it is measured."""
 
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -100,6 +101,23 @@ class Uses:
                 return self._output(self.bench.command(digest, user))
 
         return check
+
+    def _random(self, stack, rw: str, jobs: int, user: bool, size: int, seconds: int) -> Callable[[], float]:
+        """Requests of 4 KiB per second, at random places of the first `size` bytes."""
+
+        def measure() -> float:
+            with stack() as target:
+                reads = rw == "randread"
+                command = [
+                    "fio", "--name=random", f"--filename={target}", *(["--readonly"] if reads else []), f"--rw={rw}", "--bs=4k",
+                    "--direct=1", "--ioengine=psync", "--time_based", f"--runtime={seconds}", f"--numjobs={jobs}",
+                    f"--size={size // 4096 * 4096}", "--group_reporting", "--output-format=json", "--allow_file_create=0",
+                ]  # fmt: skip
+                cwd = self.bench.home() if user else self.bench.work
+                out = run(self.bench.command(command, user), cwd=cwd)
+                return json.loads(out)["jobs"][0]["read" if reads else "write"]["iops"]
+
+        return measure
 
     @staticmethod
     def _output(command: list[str]) -> str:

@@ -8,10 +8,6 @@ fuse\t'The file system read in our own process'"
 complete -c loopmount -s o -d 'Options for the file system, as after mount -o' -r
 complete -c loopmount -l layer -d 'Use this layer (repeat for more); raw ends probing' -r
 complete -c loopmount -l references -d 'Let the image refer to files in DIR too, not only in its own folder (repeat for more)' -r -F
-complete -c loopmount -l key-file -d 'Key for an encrypted image: all of FILE, - for standard input (repeat for more to try)' -r -F
-complete -c loopmount -l key-file-offset -d 'Bytes of the key file before the key' -r
-complete -c loopmount -l key-file-size -d 'Bytes of the key, where it is not all of the key file' -r
-complete -c loopmount -l key-fd -d 'Read the passphrase for an encrypted image from descriptor N, to its end' -r
 complete -c loopmount -l key-file -d 'Key of an encrypted image: FILE as it is, or - (repeat to try more)' -r -F
 complete -c loopmount -l key-file-offset -d 'Bytes of the key file before the key' -r
 complete -c loopmount -l key-file-size -d 'Bytes of the key, where it is not all of the key file' -r

@@ -37,7 +37,7 @@ impl fmt::Debug for Secret {
 /// What a layer wants to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Which thing is locked, for the user: `luks: "backup" (a9f5…)`. Escaped.
+    /// Which thing is locked, for the user: `LUKS2 "backup" (a9f5…)`. Escaped.
     pub what: String,
     /// How many answers to this question were wrong before.
     pub attempt: u32,

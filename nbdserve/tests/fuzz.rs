@@ -13,6 +13,13 @@ use nbdserve::testing::fuzz::{self, TARGETS};
 use nbdserve::testing::{Rng, noise, tools};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+#[path = "lvm/forge.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod lvm_forge;
+#[path = "raid/forge.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod raid_forge;
+
 /// Set in the child.
 const CHILD: &str = "NBDSERVE_FUZZ_TARGET";
 /// Private memory of the child in bytes: the test program itself, the threads' stacks, the input,
@@ -412,7 +419,7 @@ fn probe() {
             disk_files("vmdk", &["zeroed_grain=on"]),
             disk_files("vpc", &["force_size=on"]),
         ];
-        [packed, disks, made.concat()].concat()
+        [packed, disks, made.concat(), luks_files()].concat()
     });
 }
 
@@ -429,6 +436,8 @@ fn resolve() {
         seeds.push(xz(dir.path(), &inner[0], &["-0"]));
         seeds.push(compressed("gzip", dir.path(), &inner[1], &["-1"]));
         seeds.extend(inner);
+        seeds.extend(lvm_images());
+        seeds.extend(md_disks());
         seeds
     });
 }
@@ -708,6 +717,106 @@ fn simg_open() {
     fuzz("simg_open", simg_files);
 }
 
+/// The text of a group with volumes of several sorts.
+fn lvm_texts() -> Vec<Vec<u8>> {
+    use lvm_forge::{group, logical, segment};
+    let volumes = [
+        logical(
+            "lv",
+            50,
+            &[
+                segment(1, 0, 2, &[(0, 1)], 0),
+                segment(2, 2, 2, &[(0, 5), (1, 0)], 8),
+            ],
+        ),
+        logical("st", 51, &[segment(1, 0, 2, &[(0, 6), (0, 7)], 1)]),
+        logical(
+            "thin",
+            52,
+            &[segment(1, 0, 1, &[(1, 3)], 0).replace("striped", "thin")],
+        ),
+    ];
+    let text = group("vg", 1, &[(0, 8), (1, 4)], &volumes.concat());
+    let other = text.replace(
+        "stripes = [",
+        "origin = \"lv\"\ncow_store = \"st\"\nstripes = [",
+    );
+    vec![
+        other
+            .replacen("type = \"striped\"", "type = \"snapshot\"", 1)
+            .into_bytes(),
+        text.into_bytes(),
+    ]
+}
+
+/// Physical volumes, alone and as partitions.
+fn lvm_images() -> Vec<Vec<u8>> {
+    use lvm_forge::{disk, physical};
+    let mut images = Vec::new();
+    for text in lvm_texts() {
+        let text = String::from_utf8(text).unwrap();
+        let both = [physical(0, 8, &text), physical(1, 4, &text)];
+        images.push(disk(&both));
+        images.extend(both);
+    }
+    images
+}
+
+/// Members of arrays of all sorts.
+fn md_members(level: i32, version: &'static str) -> [Vec<u8>; 2] {
+    use raid_forge::Member;
+    [0, 1].map(|number| {
+        let len = 16384 + 8192 * number as usize;
+        let mut member = Member::new(version, level, number, 2, noise(len, u64::from(number)));
+        member.layout = 2;
+        member.size = 32;
+        member.image()
+    })
+}
+
+const MD_VERSIONS: [&str; 4] = ["0.90", "1.0", "1.1", "1.2"];
+
+fn md_superblocks() -> Vec<Vec<u8>> {
+    let members = MD_VERSIONS.map(|version| {
+        let member = raid_forge::Member::new(version, 1, 0, 2, noise(16384, 1));
+        let mut image = member.image();
+        image.resize(image.len() + 4096, 0);
+        image[member.superblock_at()..][..4096].to_vec()
+    });
+    members.to_vec()
+}
+
+fn md_disks() -> Vec<Vec<u8>> {
+    let mut disks = Vec::new();
+    for version in MD_VERSIONS {
+        for level in [-1, 0, 1] {
+            disks.push(raid_forge::disk(&md_members(level, version), 0xfd));
+        }
+    }
+    disks.push(md_members(1, "1.2")[0].clone());
+    disks
+}
+
+#[test]
+fn lvm_text() {
+    fuzz("lvm_text", lvm_texts);
+}
+
+#[test]
+fn lvm_open() {
+    fuzz("lvm_open", lvm_images);
+}
+
+#[test]
+fn md_superblock() {
+    fuzz("md_superblock", md_superblocks);
+}
+
+#[test]
+fn raid_open() {
+    fuzz("raid_open", md_disks);
+}
+
 /// A disk of 320 KiB as `qemu-img convert` makes it of each of these options.
 fn disk_files(format: &str, options: &[&str]) -> Vec<Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
@@ -803,6 +912,65 @@ fn vhdx_open() {
         seeds.push(dirty);
         seeds
     });
+}
+
+/// LUKS1 and LUKS2, their headers and keyslots and a little data, with cheap KDFs.
+fn luks_files() -> Vec<Vec<u8>> {
+    let format = |size: usize, args: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, file) = (dir.path().join("key"), dir.path().join("image"));
+        fs::write(&key, fuzz::LUKS_PASSPHRASE).unwrap();
+        fs::write(&file, vec![0; size]).unwrap();
+        let mut command = tools::command("cryptsetup");
+        command.args(["luksFormat", "--batch-mode"]).args(args);
+        tools::run_command(command.arg("--key-file").arg(&key).arg(&file));
+        let image = fs::read(&file).unwrap();
+        fuzz::assert_luks_opens(&image);
+        image
+    };
+    let one = ["--type=luks1", "--pbkdf-force-iterations=1000"];
+    let two = [
+        "--type=luks2",
+        "--pbkdf-force-iterations=4",
+        "--pbkdf-memory=32",
+        "--pbkdf-parallel=1",
+        "--luks2-keyslots-size=262144",
+        "--key-size=256",
+        "--offset=1024",
+        "--sector-size=4096",
+    ];
+    let cbc = [
+        "--cipher=aes-cbc-essiv:sha256",
+        "--key-size=128",
+        "--align-payload=1",
+    ];
+    vec![
+        format(1200 << 10, &[&one[..], &cbc].concat()),
+        format(600 << 10, &two),
+    ]
+}
+
+#[test]
+fn luks1_header() {
+    fuzz("luks1_header", || {
+        let mut files = luks_files();
+        files.truncate(1);
+        files[0].truncate(592);
+        files
+    });
+}
+
+#[test]
+fn luks2_header() {
+    fuzz("luks2_header", || {
+        let json = &luks_files()[1][4096..16384];
+        vec![json.split(|byte| *byte == 0).next().unwrap().to_vec()]
+    });
+}
+
+#[test]
+fn luks_open() {
+    fuzz("luks_open", luks_files);
 }
 
 #[test]

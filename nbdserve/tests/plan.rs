@@ -378,6 +378,13 @@ fn what_is_no_file_system_is_no_mount_but_a_file() {
 
 // Layers.
 
+#[test]
+fn no_two_layers_have_one_name() {
+    let mut names: Vec<_> = nbdserve::layer::LAYERS.iter().map(|one| one.name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|two| two[0] != two[1]), "{names:?}");
+}
+
 /// An ISO image with an MBR in its first sector, as isohybrid(1) makes.
 fn isohybrid() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();

@@ -41,19 +41,22 @@ pub(super) fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, limit: Duration) -
     }
 }
 
-/// Makes freed memory go back to the system at once where it matters: decoded pieces (256 KiB) and
-/// decoders each get a mapping of their own instead of holes in a heap per thread, so that what the
-/// process takes stays close to what its budget counts. Left alone, glibc stops doing so after the
-/// first large piece was freed. To be called before threads are started.
+/// Keeps what the process takes close to what its budget counts. Decoded pieces have mappings of
+/// their own and do not come here. Large decoders get one each, too, so that no hole in a heap is
+/// left of them; of smaller ones (a table of bzip2, a window of zstd) the heap keeps a few, since
+/// new memory costs a page fault for each page, for each block again. Two heaps serve all threads.
+/// Left alone, glibc moves these bounds as it goes. To be called before threads are started.
 pub fn bound_heap() {
     #[cfg(target_env = "gnu")]
     {
-        const LARGE: libc::c_int = 128 << 10;
+        const LARGE: libc::c_int = 4 << 20;
+        const KEPT: libc::c_int = 8 << 20;
         const HEAPS: libc::c_int = 2;
         // SAFETY: the calls take integers and set parameters of the allocator under its own lock.
         // A refused one leaves the default in place.
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
             libc::mallopt(libc::M_ARENA_MAX, HEAPS);
         }
     }

@@ -11,6 +11,10 @@ use std::sync::OnceLock;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
+#[path = "../../nbdserve/tests/raid/forge.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod raid;
+
 use super::{must, prepare_machine, require_tool};
 
 const MIB: u64 = 1 << 20;
@@ -174,6 +178,117 @@ impl Images {
             copy_into(&esp, path, MIB);
             fs::remove_file(esp).unwrap();
             copy_into(&self.ext4(), path, ROOT_START);
+        })
+    }
+
+    /// ext2 with a file of noise, 20 MiB: nobody's root.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.get("data.raw", |path| {
+            require_tool("mkfs.ext2", "e2fsprogs");
+            make_sparse(path, 32 * MIB);
+            let dir = tempfile::tempdir().unwrap();
+            let mut noise = vec![0; 20 << 20];
+            let mut state = 1_u64;
+            for byte in &mut noise {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                *byte = state.to_le_bytes()[7];
+            }
+            fs::write(dir.path().join("noise"), noise).unwrap();
+            let mut mkfs = Command::new("mkfs.ext2");
+            must(
+                mkfs.args(["-q", "-L", "data", "-d"])
+                    .arg(dir.path())
+                    .arg(path),
+            );
+        })
+    }
+
+    /// A GPT disk with a group of LVM2: partition 1 a small ext2, partitions 2 and 3 the physical volumes
+    /// of `vg`, on which `root` holds [`Images::ext4`], `data` (striped) [`Images::data`], and `swap`
+    /// swap space.
+    pub(crate) fn lvm(&self) -> PathBuf {
+        self.get("lvm.raw", |path| {
+            require_tool("sgdisk", "gdisk");
+            require_tool("lvcreate", "lvm2");
+            let mut starts = Vec::new();
+            let (mut sgdisk, mut next) = (Command::new("sgdisk"), MIB);
+            let sizes = [4 * MIB, ROOT_SIZE + 32 * MIB, 24 * MIB];
+            for (number, (size, kind)) in (1..).zip(sizes.iter().zip(["8300", "8e00", "8e00"])) {
+                let (first, last) = (next / 512, (next + size) / 512 - 1);
+                sgdisk.arg(format!("--new={number}:{first}:{last}"));
+                sgdisk.arg(format!("--typecode={number}:{kind}"));
+                starts.push(next);
+                next += size;
+            }
+            make_sparse(path, next + MIB);
+            must(sgdisk.arg(path));
+            let boot = path.with_extension("boot");
+            make_sparse(&boot, sizes[0]);
+            must(
+                Command::new("mkfs.ext2")
+                    .args(["-q", "-L", "boot"])
+                    .arg(&boot),
+            );
+            copy_into(&boot, path, starts[0]);
+            fs::remove_file(boot).unwrap();
+            let extents = [ROOT_SIZE, 32 * MIB, 4 * MIB].map(|size| size / MIB);
+            let script = format!(
+                "set -eu; attach() {{ losetup -f --show -o $1 --sizelimit $2 \"$IMAGE\"; }}
+                 a=$(attach {} {}); b=$(attach {} {})
+                 trap 'losetup -d $a $b' EXIT
+                 lvm() {{ command=$1; shift; \"$command\" -q --driverloaded n --devices $a,$b \\
+                     --config 'backup {{ backup=0 archive=0 }}' \"$@\" 2>&1; }}
+                 create() {{ lvm lvcreate -y -an -Zn -Wn \"$@\"; }}
+                 lvm pvcreate -y $a $b; lvm vgcreate -s 1M vg $a $b
+                 create -l {} -n root vg $a; create -l {} -i 2 -I 64 -n data vg $a $b
+                 create -l {} -n swap vg $a",
+                starts[1], sizes[1], starts[2], sizes[2], extents[0], extents[1], extents[2]
+            );
+            must(Command::new("sh").args(["-c", &script]).env("IMAGE", path));
+            // Extents begin 1 MiB behind the start of a physical volume, in the order of their making.
+            let (first, second) = (starts[1] + MIB, starts[2] + MIB);
+            copy_into(&self.ext4(), path, first);
+            let data = fs::read(self.data()).unwrap();
+            let file = fs::File::options().write(true).open(path).unwrap();
+            for (number, chunk) in (0..).zip(data.chunks(64 << 10)) {
+                let column = if number % 2 == 0 {
+                    first + ROOT_SIZE
+                } else {
+                    second
+                };
+                file.write_all_at(chunk, column + number / 2 * (64 << 10))
+                    .unwrap();
+            }
+            let swap = path.with_extension("swap");
+            make_sparse(&swap, 4 * MIB);
+            must(
+                Command::new("mkswap")
+                    .args(["-q", "-L", "swapped"])
+                    .arg(&swap),
+            );
+            copy_into(&swap, path, first + ROOT_SIZE + 16 * MIB);
+            fs::remove_file(swap).unwrap();
+        })
+    }
+
+    /// [`Images::lvm`] as xz in blocks of 1 MiB.
+    pub(crate) fn lvm_xz(&self) -> PathBuf {
+        let from = self.lvm();
+        self.get("lvm.raw.xz", |path| {
+            xz(&from, path, &["-0", "-T2", "--block-size=1MiB"]);
+        })
+    }
+
+    /// A disk with a mirror of MD called `box:forged` on two partitions, which holds [`Images::ext4`]; its
+    /// superblocks are at the end of its members.
+    pub(crate) fn mirror(&self) -> PathBuf {
+        self.get("mirror.raw", |path| {
+            let data = fs::read(self.ext4()).unwrap();
+            let members =
+                [0, 1].map(|number| raid::Member::new("1.0", 1, number, 2, data.clone()).image());
+            fs::write(path, raid::disk(&members, 0xfd)).unwrap();
         })
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::backing::{Backing, Copied};
 use super::budget::Reservation;
+use crate::sys::memory::Memory;
 use crate::{Error, Kind, Result};
 
 /// Bytes of a piece; the last one of a block may be shorter.
@@ -20,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) enum Piece {
     /// All zero: no memory.
     Zero,
-    Data(Box<[u8]>),
+    Data(Memory),
 }
 
 /// Where the pieces of a block are kept.

@@ -328,6 +328,11 @@ impl Blocks {
         }
     }
 
+    /// A sequential reader has read from a block that is quickly decoded again: it may go soon.
+    pub fn passed(&self, number: u64) {
+        self.shared.cx.cache.passed(self.shared.key(number));
+    }
+
     /// What is known of the bytes from `skip` to `until` of a block without decoding: where the
     /// run of equal kind ends (within the block), and whether it is proven to be zero.
     #[must_use]

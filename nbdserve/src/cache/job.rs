@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Sink;
+use super::behind::{self, Behind};
 use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, may_pass};
 use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
 use crate::bytes::is_zero;
 use crate::cx::Pass;
+use crate::sys::memory::Memory;
 use crate::{Error, Kind, Result};
 
 /// What a finished block takes beside its bytes: its entries in the cache, rounded up.
@@ -44,12 +46,14 @@ struct Running {
     decoder_bytes: u64,
     /// Bytes decoded.
     at: u64,
-    /// The piece that is being filled, and how far.
-    piece: Box<[u8]>,
+    /// The piece that is being filled, and how far; made when it is needed.
+    piece: Option<Memory>,
     filled: usize,
     /// Bytes of pieces that are not zero.
     kept: u64,
     told: Instant,
+    /// Stores the pieces of a pass.
+    behind: Option<Behind>,
 }
 
 impl<'a> Job<'a> {
@@ -79,7 +83,8 @@ impl<'a> Job<'a> {
         let what = shared.decode.describe(self.number);
         Blocks::check_decoder_memory(&what, decoder_bytes, &shared.cx)?;
         let (class, bytes) = if self.is_pass() {
-            (Class::Pass, decoder_bytes.saturating_add(PIECE_BYTES))
+            let pieces = PIECE_BYTES.saturating_add(Behind::memory(self.block.len()));
+            (Class::Pass, decoder_bytes.saturating_add(pieces))
         } else {
             // Pieces are allocated as they come; a claim that is too long for memory is decoded
             // into a temp file instead, so this is at most a quarter of the budget.
@@ -104,15 +109,18 @@ impl<'a> Job<'a> {
                 kept: shared.cx.kept(false),
             });
         }
-        let piece = vec![0; PIECE.min(usize::try_from(self.block.len()).unwrap_or(PIECE))];
         self.running = Some(Running {
             memory,
             decoder_bytes,
             at: 0,
-            piece: piece.into_boxed_slice(),
+            piece: None,
             filled: 0,
             kept: 0,
             told: Instant::now(),
+            behind: match self.is_pass() {
+                true => Behind::start(shared, self.block),
+                false => None,
+            },
         });
         Ok(true)
     }
@@ -181,10 +189,19 @@ impl<'a> Job<'a> {
         let Some(running) = &mut self.running else {
             return Ok(&mut []);
         };
-        let left = len - running.at - running.filled as u64;
-        let room = running.piece.len() - running.filled;
-        let room = room.min(usize::try_from(left).unwrap_or(room));
-        Ok(&mut running.piece[running.filled..running.filled + room])
+        let left = len - running.at;
+        let piece = match &mut running.piece {
+            Some(piece) => piece,
+            empty => {
+                let len = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+                let what = "there is no memory for decoded bytes";
+                let piece = Memory::new(len).ok_or_else(|| Error::new(Kind::Limit, what))?;
+                empty.insert(piece)
+            }
+        };
+        // The last piece of a pass is used for what is shorter.
+        let end = piece.len().min(usize::try_from(left).unwrap_or(PIECE));
+        Ok(&mut piece[running.filled..end])
     }
 
     /// `len` bytes of [`Self::spare`] were filled.
@@ -198,7 +215,7 @@ impl<'a> Job<'a> {
         };
         running.filled += len;
         let reached = running.at + running.filled as u64;
-        if running.filled == running.piece.len() || (reached == block_len && running.filled > 0) {
+        if running.filled == PIECE || (reached == block_len && running.filled > 0) {
             self.publish()?;
         }
         Ok(())
@@ -227,32 +244,39 @@ impl<'a> Job<'a> {
             return Ok(());
         };
         let (start, len) = (running.at, running.filled);
-        let bytes = &running.piece[..len];
-        let zero = is_zero(bytes);
+        let Some(full) = &running.piece else {
+            return Ok(());
+        };
         match &self.block.store {
             Store::Memory(_) => {
+                let zero = is_zero(&full[..len]);
+                let left = self.block.len() - start - len as u64;
                 let piece = if zero {
                     Piece::Zero
                 } else {
                     running.kept += len as u64;
-                    let left = self.block.len() - start - len as u64;
-                    let next = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
-                    // A piece is as long as what it holds: see `spare` and `advance`.
-                    Piece::Data(std::mem::replace(&mut running.piece, next.into()))
+                    running.piece.take().map_or(Piece::Zero, Piece::Data)
                 };
+                // A piece is as long as what it holds: one for the end may be shorter.
+                if left < PIECE_BYTES {
+                    running.piece = None;
+                }
                 self.block.publish(start, len, piece);
             }
-            Store::File { file, base } => {
-                // A pass that is made again has stored the beginning already.
-                if start >= self.block.ready() {
-                    if zero {
-                        file.write_zero(base + start);
-                    } else {
-                        file.write(bytes, base + start)?;
+            Store::File { .. } => match (running.behind.take(), running.piece.take()) {
+                (Some(behind), Some(piece)) => {
+                    running.piece = behind.give(start, piece, len);
+                    if running.piece.is_none() {
+                        return behind.end();
                     }
-                    self.block.publish_stored(start, len, zero);
+                    running.behind = Some(behind);
                 }
-            }
+                (_, piece) => {
+                    let bytes = piece.as_deref().unwrap_or_default();
+                    behind::store(self.block, start, &bytes[..len])?;
+                    running.piece = piece;
+                }
+            },
         }
         running.at += len as u64;
         running.filled = 0;
@@ -279,7 +303,10 @@ impl<'a> Job<'a> {
     /// The decoder has returned.
     pub(super) fn end(mut self, result: Result<()>) {
         self.ended = true;
-        let result = result.and_then(|()| match &self.running {
+        let behind = self.running.as_mut().and_then(|one| one.behind.take());
+        // Why storing failed is why the decoder broke off, if it did.
+        let stored = behind.map_or(Ok(()), Behind::end);
+        let result = stored.and(result).and_then(|()| match &self.running {
             Some(running) if running.at != self.block.len() => Err(Error::new(
                 Kind::Corrupt,
                 format!(
@@ -370,6 +397,10 @@ impl Drop for Job<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.ended = true;
+            if let Some(behind) = self.running.as_mut().and_then(|one| one.behind.take()) {
+                // Nothing is to be stored of a block that has failed.
+                let _ = behind.end();
+            }
             // The decoder panicked; whoever waits must not wait for ever.
             self.fail(Error::new(Kind::Io, "the decoder ended unexpectedly"));
         }

@@ -14,6 +14,11 @@ use crate::Result;
 /// A wait for memory looks this often whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Of the budget, one part in this many is for blocks that a stream has passed (see
+/// [`BlockCache::passed`]), and at least so many bytes.
+const PASSED_PART: u64 = 8;
+const PASSED_LEAST: u64 = 64 << 20;
+
 /// Bytes of decoded blocks that are kept when nothing is read.
 const RESTING: u64 = 4 << 20;
 
@@ -45,6 +50,9 @@ struct State {
     blocks: HashMap<Key, Entry>,
     /// Finished blocks by the time of their last use.
     order: BTreeMap<u64, Key>,
+    /// Those of them that a stream has passed, by the same time.
+    passed: BTreeMap<u64, Key>,
+    passed_bytes: u64,
     clock: u64,
     spares: Vec<Spare>,
 }
@@ -53,6 +61,8 @@ struct Entry {
     block: Arc<Block>,
     /// The key in `order`; `None` until the block is finished.
     used: Option<u64>,
+    /// It is in `passed`, too.
+    passed: bool,
 }
 
 /// A decoder that waits for the next block of its layer. Its memory stays reserved.
@@ -147,6 +157,7 @@ impl BlockCache {
         let entry = Entry {
             block: Arc::clone(&block),
             used: None,
+            passed: false,
         };
         state.blocks.insert(key, entry);
         Ok((block, true))
@@ -165,6 +176,24 @@ impl BlockCache {
         if here.is_some_and(|entry| Arc::ptr_eq(&entry.block, block)) {
             state.mark_used(key);
         }
+    }
+
+    /// A sequential reader has read from the block of `key`, which is quickly decoded again. Such
+    /// blocks take only a part of the budget, however much is read, until another reader comes: what
+    /// is read in order is hardly ever read again from here, and memory that was just used is faster
+    /// than new memory.
+    pub(super) fn passed(&self, key: Key) {
+        let most = (self.budget() / PASSED_PART).max(PASSED_LEAST);
+        let mut state = self.lock();
+        state.mark_passed(key);
+        let mut gone = Vec::new();
+        while state.passed_bytes > most
+            && let Some((_, key)) = state.passed.pop_first()
+        {
+            gone.extend(state.remove(key));
+        }
+        drop(state);
+        drop(gone);
     }
 
     /// Takes `block` out, if it is (still) the one of `key`.
@@ -233,7 +262,7 @@ impl BlockCache {
         if spare.is_none()
             && let Some((_, key)) = state.order.pop_first()
         {
-            block = state.blocks.remove(&key);
+            block = state.remove(key);
         }
         drop(state);
         spare.is_some() || block.is_some()
@@ -267,10 +296,28 @@ impl State {
     fn touch(&mut self, key: Key) -> Option<Arc<Block>> {
         let entry = self.blocks.get(&key)?;
         let block = Arc::clone(&entry.block);
-        if entry.used.is_some_and(|used| used != self.clock) {
+        if entry.passed || entry.used.is_some_and(|used| used != self.clock) {
             self.mark_used(key);
         }
         Some(block)
+    }
+
+    fn mark_passed(&mut self, key: Key) {
+        let Some(entry) = self.blocks.get_mut(&key) else {
+            return;
+        };
+        if let Some(used) = entry.used
+            && !entry.passed
+        {
+            entry.passed = true;
+            self.passed.insert(used, key);
+            self.passed_bytes = self.passed_bytes.saturating_add(entry.block.len());
+        }
+    }
+
+    fn forget_passed(&mut self, used: u64, entry: &Block) {
+        self.passed.remove(&used);
+        self.passed_bytes = self.passed_bytes.saturating_sub(entry.len());
     }
 
     fn mark_used(&mut self, key: Key) {
@@ -280,6 +327,10 @@ impl State {
         self.clock += 1;
         if let Some(old) = entry.used.replace(self.clock) {
             self.order.remove(&old);
+            if std::mem::take(&mut entry.passed) {
+                let block = Arc::clone(&entry.block);
+                self.forget_passed(old, &block);
+            }
         }
         self.order.insert(self.clock, key);
     }
@@ -288,6 +339,9 @@ impl State {
         let entry = self.blocks.remove(&key)?;
         if let Some(used) = entry.used {
             self.order.remove(&used);
+            if entry.passed {
+                self.forget_passed(used, &entry.block);
+            }
         }
         Some(entry)
     }
@@ -342,6 +396,34 @@ mod tests {
         let here: Vec<_> = (1..=3).map(|n| cache.peek(key(n)).is_some()).collect();
         assert_eq!(here, [true, false, true]);
         assert_eq!((cache.used(), cache.peak()), (80, 80));
+    }
+
+    #[test]
+    fn what_a_stream_has_passed_takes_only_a_part_of_the_budget() {
+        let (cache, mib) = (BlockCache::new(1 << 30), 1 << 20);
+        put(&cache, 1000, 8 * mib);
+        for number in 0..100 {
+            put(&cache, number, 8 * mib);
+            // As each of its reads does.
+            for _ in 0..2 {
+                let again = || panic!("block {number} is here");
+                assert!(!cache.get_or_create(key(number), again).unwrap().1);
+                cache.passed(key(number));
+            }
+        }
+        assert_eq!(cache.used(), (128 + 8) * mib);
+        let here = |number| cache.peek(key(number)).is_some();
+        assert_eq!([1000, 83, 84, 99].map(here), [true, false, true, true]);
+        // Another reader: this one stays.
+        assert!(!cache.get_or_create(key(84), || panic!()).unwrap().1);
+        for number in 100..200 {
+            put(&cache, number, 8 * mib);
+            cache.passed(key(number));
+        }
+        assert_eq!([1000, 84, 99, 199].map(here), [true, true, false, true]);
+        assert_eq!(cache.used(), (128 + 16) * mib);
+        cache.forget(0);
+        assert_eq!((cache.used(), cache.lock().passed_bytes), (0, 0));
     }
 
     #[test]

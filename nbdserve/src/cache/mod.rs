@@ -13,6 +13,7 @@
 //! places ([`Shelf`]).
 
 mod backing;
+mod behind;
 mod block;
 mod blocks;
 mod budget;

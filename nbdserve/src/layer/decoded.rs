@@ -63,6 +63,12 @@ pub(super) trait Layout: Decode + 'static {
         None
     }
 
+    /// Whether a block is decoded about as fast as its bytes are copied about, so that what was read
+    /// in order is not worth much memory.
+    fn is_fast(&self) -> bool {
+        false
+    }
+
     /// How it is known where the blocks lie.
     fn index(&self) -> Index {
         Index::Found
@@ -266,19 +272,19 @@ impl<L: Layout> Decoded<L> {
     }
 
     /// Begins to decode what this read needs and, when it belongs to a sequential stream, what
-    /// the next ones will.
-    fn begin(&self, range: ByteRange) {
+    /// the next ones will. Whether it does.
+    fn begin(&self, range: ByteRange) -> bool {
         let ahead = self.blocks.note_read(range, self.longest);
         for (number, block) in self.covering(range) {
             self.settle(number, block);
         }
         let mut needed = self.covering(range).map(|(number, _)| number);
         let Some(first) = needed.next() else {
-            return;
+            return false;
         };
         let last = needed.last().unwrap_or(first);
         if first == last && ahead == 0 {
-            return;
+            return false;
         }
         // Before the prefetches. The others of a long request come in the course of the read.
         let window = self.blocks.window(self.longest);
@@ -295,6 +301,7 @@ impl<L: Layout> Decoded<L> {
                 }
             }
         }
+        ahead > 0
     }
 }
 
@@ -321,7 +328,7 @@ impl<L: Layout> Device for Decoded<L> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
         let range = ByteRange::between(offset, offset.saturating_add(len));
-        self.begin(range);
+        let passes = self.begin(range) && self.layout.is_fast();
         let mut rest = buf;
         for (number, block) in self.covering(range) {
             let part = block.intersect(range);
@@ -330,6 +337,9 @@ impl<L: Layout> Device for Decoded<L> {
             let (now, later) = rest.split_at_mut(len.min(rest.len()));
             self.blocks.read(number, skip, now)?;
             self.learn(number, block);
+            if passes {
+                self.blocks.passed(number);
+            }
             rest = later;
         }
         Ok(())

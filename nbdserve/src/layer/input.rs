@@ -2,13 +2,20 @@
 
 use crate::{ByteRange, Result, Volume};
 
-/// The volume below is told of this much in advance.
+/// The volume below is told of this much in advance, and after a while of as much as was read
+/// before, up to the most: over a network, a long pass shall be few requests.
 const AHEAD: u64 = 4 << 20;
+const AHEAD_MOST: u64 = 16 << 20;
+/// It is told of more when no more than this is left of that.
+const LEFT: u64 = 2 << 20;
 
 /// A range of encoded bytes, read in order and in large pieces.
 #[derive(Debug)]
 pub(super) struct Input<'a> {
     below: &'a Volume,
+    begin: u64,
+    /// The volume below was told of what lies before this.
+    told: u64,
     /// Where the next byte to consume lies in the volume below.
     at: u64,
     /// Where the range ends there.
@@ -22,6 +29,8 @@ impl<'a> Input<'a> {
     pub(super) fn new(below: &'a Volume, range: ByteRange) -> Self {
         Self {
             below,
+            begin: range.start(),
+            told: range.start(),
             at: range.start(),
             end: range.end(),
             buf: Vec::new(),
@@ -49,8 +58,13 @@ impl<'a> Input<'a> {
     }
 
     /// Tells the volume below of what lies behind `after`.
-    fn announce(&self, after: u64) {
-        let ahead = ByteRange::between(after, after.saturating_add(AHEAD).min(self.end));
+    fn announce(&mut self, after: u64) {
+        let read = after.saturating_sub(self.begin);
+        if after.saturating_add(LEFT) >= self.told {
+            self.told = after.saturating_add(read.clamp(AHEAD, AHEAD_MOST));
+        }
+        // Again what it was told before: it may not have gone that far.
+        let ahead = ByteRange::between(after, self.told.min(self.end).max(after));
         if !ahead.is_empty() {
             self.below.will_need(ahead);
         }

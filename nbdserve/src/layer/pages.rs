@@ -16,37 +16,64 @@ const LEAST: u64 = 8;
 
 /// A page; short at the end of the volume.
 type Page = Arc<[u8]>;
+/// Which volume, and which page of it.
+type Key = (u64, u64);
+
+/// The memory for the tables of some volumes that belong together: the files of a disk, a chain of
+/// disks.
+#[derive(Clone, Debug)]
+pub(crate) struct PageCache(Arc<Mutex<Kept>>);
+
+impl PageCache {
+    /// At most about `memory` bytes are kept.
+    pub(crate) fn new(memory: u64) -> Self {
+        let one = PAGE.saturating_add(OVERHEAD).saturating_mul(2);
+        let most = memory.checked_div(one).unwrap_or(0).max(LEAST);
+        Self(Arc::new(Mutex::new(Kept {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            most: usize::try_from(most).unwrap_or(usize::MAX),
+            volumes: 0,
+        })))
+    }
+
+    /// The tables in `volume`.
+    pub(crate) fn pages(&self, volume: &Volume) -> Pages {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.volumes = kept.volumes.saturating_add(1);
+        Pages {
+            volume: volume.clone(),
+            number: kept.volumes,
+            cache: self.clone(),
+        }
+    }
+}
 
 /// Parts of a volume, in memory.
 #[derive(Debug)]
 pub(crate) struct Pages {
     volume: Volume,
-    kept: Mutex<Kept>,
+    /// That of the volume in the cache.
+    number: u64,
+    cache: PageCache,
 }
 
 /// Two generations: a page that is asked for moves to the young ones. When these are as many as may
 /// be kept, they become the old ones, and the old ones go.
 #[derive(Debug)]
 struct Kept {
-    young: HashMap<u64, Page>,
-    old: HashMap<u64, Page>,
+    young: HashMap<Key, Page>,
+    old: HashMap<Key, Page>,
     /// Most pages of a generation.
     most: usize,
+    /// Volumes so far.
+    volumes: u64,
 }
 
 impl Pages {
-    /// Tables in `volume`, of which at most about `memory` bytes are kept.
+    /// The tables in `volume`, of which at most about `memory` bytes are kept.
     pub(crate) fn new(volume: &Volume, memory: u64) -> Self {
-        let one = PAGE.saturating_add(OVERHEAD).saturating_mul(2);
-        let most = memory.checked_div(one).unwrap_or(0).max(LEAST);
-        Self {
-            volume: volume.clone(),
-            kept: Mutex::new(Kept {
-                young: HashMap::new(),
-                old: HashMap::new(),
-                most: usize::try_from(most).unwrap_or(usize::MAX),
-            }),
-        }
+        PageCache::new(memory).pages(volume)
     }
 
     /// The volume that they lie in.
@@ -56,15 +83,17 @@ impl Pages {
 
     /// The page of this number.
     fn page(&self, number: u64) -> Result<Page> {
-        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(page) = lock().get(number) {
+        let kept = &self.cache.0;
+        let lock = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (self.number, number);
+        if let Some(page) = lock().get(key) {
             return Ok(page);
         }
         let at = number.saturating_mul(PAGE);
         let len = PAGE.min(self.volume.size().saturating_sub(at));
         let len = usize::try_from(len).unwrap_or(0);
         let page: Page = self.volume.read_vec(at, len)?.into();
-        lock().put(number, &page);
+        lock().put(key, &page);
         Ok(page)
     }
 
@@ -109,20 +138,20 @@ impl Pages {
 }
 
 impl Kept {
-    fn get(&mut self, number: u64) -> Option<Page> {
-        if let Some(page) = self.young.get(&number) {
+    fn get(&mut self, key: Key) -> Option<Page> {
+        if let Some(page) = self.young.get(&key) {
             return Some(Arc::clone(page));
         }
-        let page = self.old.remove(&number)?;
-        self.put(number, &page);
+        let page = self.old.remove(&key)?;
+        self.put(key, &page);
         Some(page)
     }
 
-    fn put(&mut self, number: u64, page: &Page) {
+    fn put(&mut self, key: Key, page: &Page) {
         if self.young.len() >= self.most {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(number, Arc::clone(page));
+        self.young.insert(key, Arc::clone(page));
     }
 }
 
@@ -151,7 +180,7 @@ mod tests {
                 assert_eq!(found, wanted, "{at} in round {round}");
             }
         }
-        let kept = pages.kept.lock().unwrap();
+        let kept = pages.cache.0.lock().unwrap();
         assert!(kept.young.len() <= 8 && kept.old.len() <= 8, "{kept:?}");
     }
 
@@ -166,6 +195,23 @@ mod tests {
             let error = pages.array::<4>(at).unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt, "{at}");
         }
+    }
+
+    #[test]
+    fn volumes_share_the_memory_and_not_the_pages() {
+        let cache = PageCache::new(0);
+        let len = usize::try_from(PAGE.saturating_mul(6)).unwrap();
+        let all = [1, 2, 3].map(|byte| cache.pages(&Memory::volume(vec![byte; len])));
+        for _ in 0..3 {
+            for (byte, pages) in (1..).zip(&all) {
+                for number in 0..6_u64 {
+                    let at = number.saturating_mul(PAGE);
+                    assert_eq!(pages.array(at).unwrap(), [byte; 4]);
+                }
+            }
+        }
+        let kept = cache.0.lock().unwrap();
+        assert!(kept.young.len() <= 8 && kept.old.len() <= 8, "{kept:?}");
     }
 
     #[test]

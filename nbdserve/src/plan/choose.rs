@@ -208,6 +208,27 @@ impl Partitions {
         listed(format!("there is no {sort} \"{}\"", escape(name)))
     }
 
+    /// The one that is encrypted, when there is no other and `name` is that of a logical volume: a key
+    /// will show whether it is in there.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub(super) fn locked(&self, name: &str) -> Result<Option<Entry>> {
+        if !name.strip_prefix("/dev/").unwrap_or(name).contains('/') {
+            return Ok(None);
+        }
+        let mut found = Vec::new();
+        for entry in self.all()? {
+            if self.content_of(entry)?.is_some_and(is_encrypted) {
+                found.push(entry);
+            }
+        }
+        Ok(match found.as_slice() {
+            [one] => Some(*one),
+            _ => None,
+        })
+    }
+
     fn matching(&self, matches: impl Fn(usize, &Partition) -> Result<bool>) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         for (index, entry) in self.numbered() {

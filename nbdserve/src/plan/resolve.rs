@@ -285,6 +285,8 @@ struct Walk<'a> {
     /// Of what was met last that is a member by itself.
     group: Option<Partitions>,
     partition: Option<u32>,
+    /// What was asked for may be inside what was chosen.
+    is_inside: bool,
 }
 
 /// What is to be entered.
@@ -319,6 +321,7 @@ impl<'a> Walk<'a> {
             partitions: None,
             group: None,
             partition: None,
+            is_inside: false,
         }
     }
 
@@ -435,7 +438,13 @@ impl<'a> Walk<'a> {
         let partitions = slot.insert(partitions);
         let chosen = match pick {
             Pick::Auto => partitions.root(looks_like_root).map(Some),
-            Pick::Partition(name) => partitions.named(name).map(Some),
+            Pick::Partition(name) => match (partitions.named(name), partitions.locked(name)?) {
+                (Err(error), Some(entry)) if error.kind() == Kind::OutOfRange => {
+                    self.is_inside = true;
+                    Ok(Some(entry))
+                }
+                (named, _) => named.map(Some),
+            },
             Pick::Disk => {
                 if self.volume.geometry().access != Access::FirstPass {
                     partitions.look()?;
@@ -481,6 +490,9 @@ impl<'a> Walk<'a> {
                     self.enter(spec, why, Vec::new())?;
                 }
             }
+        }
+        if std::mem::take(&mut self.is_inside) {
+            return Ok(());
         }
         *pick = match purpose {
             Purpose::FileSystem => Pick::Auto,

@@ -1,13 +1,15 @@
 //! All `unsafe` of this crate: the calls into liblzma and zlib, locks of open file descriptions,
-//! and the heap's own housekeeping.
+//! memory for decoded bytes, and the heap's own housekeeping.
 #![allow(unsafe_code)]
 
 pub(crate) mod lzma;
+pub(crate) mod memory;
 pub(crate) mod ofd_lock;
 pub(crate) mod zlib;
 
-/// Gives memory that was freed back to the system, where the C library keeps it otherwise.
+/// Gives memory that was freed back to the system, where it is kept otherwise.
 pub(crate) fn trim_heap() {
+    memory::drop_spares();
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim may be called at any time from any thread; it touches free memory only.
     unsafe {

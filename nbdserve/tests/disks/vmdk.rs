@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use nbdserve::layer::vmdk::VMDK;
-use nbdserve::testing::{conformance, noise, tools};
+use nbdserve::source::Memory;
+use nbdserve::testing::{Counting, conformance, noise, tools};
 use nbdserve::{ByteRange, Kind};
 
 use crate::tools::{
@@ -604,4 +605,26 @@ fn a_parent_that_was_changed_or_is_elsewhere_is_refused() {
     fs::remove_file(&base).unwrap();
     fs::hard_link(&path, &base).unwrap();
     assert_eq!(error_of_file(&VMDK, &path).kind(), Kind::Corrupt);
+}
+
+#[test]
+fn grains_in_a_row_are_read_with_one_request() {
+    let bytes = disk(4);
+    for (subformat, most) in [("monolithicSparse", 1), ("streamOptimized", 8)] {
+        let image = made(&bytes, subformat).bytes();
+        let (below, counts) = Counting::volume(Memory::volume(image));
+        let volume = (VMDK.open)(&below, &Default::default(), &cx()).unwrap();
+        // What is below may not be asked for more than headers before.
+        assert!(
+            counts.reads() <= 4,
+            "{subformat}: {} to open",
+            counts.reads()
+        );
+        volume.read_vec(0, 512).unwrap();
+        let before = counts.reads();
+        // Four grains, all stored; the first of them and the table are known.
+        assert!(volume.read_vec(0, 4 * 65_536).unwrap() == bytes[..4 * 65_536]);
+        let took = counts.reads() - before;
+        assert!(took <= most, "{subformat}: {took}");
+    }
 }

@@ -86,3 +86,26 @@ fn all_of_an_xz_file_is_fetched_once_with_few_requests() {
         );
     }
 }
+
+#[test]
+fn the_first_pass_over_a_gzip_file_makes_longer_and_longer_requests() {
+    let bytes = noise(64 * MIB, 3);
+    let packed = {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, &bytes).unwrap();
+        let status = Command::new("gzip").arg("-1").arg(&path).status();
+        assert!(status.unwrap().success());
+        std::fs::read(path.with_extension("gz")).unwrap()
+    };
+    let server = Server::of(&File::new(packed.clone()));
+    let http = Volume::new(open(&server.url("/disk.gz")).unwrap());
+    let cx = Cx::new(64 << 20);
+    let gzip = (layer::gzip::GZIP.open)(&http, &layer::Args::new(), &cx).unwrap();
+    assert_eq!(gzip.size(), bytes.len() as u64);
+    assert_eq!(fetched(&server), packed.len());
+    let ranges = server.ranges();
+    assert!(ranges.len() <= 12, "{} requests: {ranges:?}", ranges.len());
+    let longest = ranges.iter().map(|(first, last)| last + 1 - first).max();
+    assert!(longest > Some(8 * MIB), "{ranges:?}");
+}

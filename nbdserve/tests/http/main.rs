@@ -9,6 +9,7 @@ mod failing;
 mod kept;
 mod layers;
 mod opening;
+mod qcow2;
 mod reading;
 mod redirects;
 mod server;

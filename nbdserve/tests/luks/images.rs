@@ -1,15 +1,18 @@
 //! LUKS images by cryptsetup and qemu-img, with passphrases that are quick to check.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use nbdserve::layer::Args;
 use nbdserve::layer::luks::LUKS;
 use nbdserve::secret::{OneSecret, Question, Secret, Secrets};
-use nbdserve::source::{File, Memory, OpenMode};
+use nbdserve::source::Memory;
 use nbdserve::testing::tools;
 use nbdserve::{Cx, Error, Kind, Result, Volume};
+
+/// Where the data begin in images by cryptsetup.
+pub(crate) const HEAD: usize = 2 << 20;
 
 /// The passphrase of most.
 pub(crate) const PASS: &[u8] = b"correct horse";
@@ -34,11 +37,6 @@ pub(crate) fn open(image: &[u8], key: &[u8]) -> Result<Volume> {
 pub(crate) fn kind_of(image: &[u8]) -> (Kind, String) {
     let error = open(image, PASS).expect_err("it must not be opened");
     (error.kind(), error.report().to_string())
-}
-
-/// A file for reading and writing.
-pub(crate) fn file(path: &Path) -> Volume {
-    Volume::new(File::open(path, OpenMode::Write).unwrap())
 }
 
 /// A folder with what the tools need.
@@ -110,47 +108,55 @@ impl Dir {
         tools::run_command(&mut run);
     }
 
-    /// `cryptsetup luksFormat` of a file that has `data` bytes for data.
-    pub(crate) fn format(&self, data: usize, args: &[&str]) -> Vec<u8> {
-        let usual: &[&str] = if args.contains(&"luks1") {
-            &["--iter-time", "1"]
-        } else {
-            // 1 MiB for everything that is no data.
-            &["--luks2-keyslots-size", "1015808", "--offset", "2048"]
-        };
-        let offset = if args.contains(&"--offset") {
-            &[][..]
-        } else {
-            usual
-        };
-        fs::write(self.path("image"), vec![0; data + (1 << 20)]).unwrap();
-        self.cryptsetup("luksFormat", &[offset, args].concat(), "image", &[]);
+    /// LUKS1, with a cheap KDF and `data` bytes of data.
+    pub(crate) fn luks1(&self, data: usize, args: &[&str]) -> Vec<u8> {
+        let usual = [
+            "--type=luks1",
+            "--pbkdf-force-iterations=1000",
+            "--align-payload=4096",
+        ];
+        self.format(data + HEAD, &[&usual[..], args].concat())
+    }
+
+    /// LUKS2, with a cheap KDF and `data` bytes of data.
+    pub(crate) fn luks2(&self, data: usize, args: &[&str]) -> Vec<u8> {
+        let kdf = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"];
+        let argon2 = args.iter().any(|arg| arg.starts_with("--pbkdf="));
+        let kdf = if argon2 { &[][..] } else { &kdf };
+        let usual = [
+            "--type=luks2",
+            "--luks2-keyslots-size=2064384",
+            "--offset=4096",
+        ];
+        self.format(data + HEAD, &[&usual, kdf, args].concat())
+    }
+
+    fn format(&self, len: usize, args: &[&str]) -> Vec<u8> {
+        fs::write(self.path("image"), vec![0; len]).unwrap();
+        self.cryptsetup("luksFormat", args, "image", &[]);
         self.read("image")
     }
 
-    /// As [`Self::format`] for LUKS2, with a cheap KDF.
-    pub(crate) fn luks2(&self, data: usize, args: &[&str]) -> Vec<u8> {
-        let cheap = [
-            "--type",
-            "luks2",
-            "--pbkdf",
-            "pbkdf2",
-            "--pbkdf-force-iterations",
-            "1000",
-        ];
-        self.format(data, &[&cheap, args].concat())
+    /// Another keyslot for the image, with this key.
+    pub(crate) fn add_key(&self, key: &[u8], args: &[&str]) {
+        self.write("more", key);
+        let usual = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"];
+        let argon2 = args.iter().any(|arg| arg.starts_with("--pbkdf="));
+        let usual = if argon2 { &[][..] } else { &usual };
+        let more = self.arg("more");
+        self.cryptsetup("luksAddKey", &[usual, args].concat(), "image", &[&more]);
     }
 }
 
 /// Argon2 parameters that cost nothing.
-pub(crate) const CHEAP: &[&str] = &[
-    "--pbkdf-force-iterations",
-    "4",
-    "--pbkdf-memory",
-    "64",
-    "--pbkdf-parallel",
-    "2",
-];
+pub(crate) fn argon2(name: &str) -> Vec<String> {
+    vec![
+        format!("--pbkdf={name}"),
+        "--pbkdf-force-iterations=4".to_owned(),
+        "--pbkdf-memory=64".to_owned(),
+        "--pbkdf-parallel=2".to_owned(),
+    ]
+}
 
 /// Somebody with several answers, who remembers what was asked.
 #[derive(Default)]

@@ -2,5 +2,8 @@
 //! every field.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod damage;
 mod data;
 mod images;
+mod keys;
+mod plan;

@@ -1,8 +1,12 @@
 //! Sound groups.
 
+use std::fs;
+use std::sync::Arc;
+
 use nbdserve::plan::{self, LayerSpec, Pick, Purpose, Request};
+use nbdserve::secret::{OneSecret, Secret};
 use nbdserve::source::Memory;
-use nbdserve::testing::{Counting, StrictDisk, conformance, disk_like, noise};
+use nbdserve::testing::{Counting, StrictDisk, conformance, disk_like, noise, tools};
 use nbdserve::{ByteRange, Kind};
 
 use super::forge::{DATA, EXTENT, disk, group, id, logical, physical, physical_at, segment};
@@ -15,7 +19,7 @@ struct Sample {
 }
 
 /// The bytes of extents, by the number of the physical volume.
-fn extents<'a>(pvs: &'a [(usize, Vec<u8>)], pv: usize, first: usize, count: usize) -> &'a [u8] {
+fn extents(pvs: &[(usize, Vec<u8>)], pv: usize, first: usize, count: usize) -> &[u8] {
     let image = &pvs.iter().find(|(number, _)| *number == pv).unwrap().1;
     &image[DATA + first * EXTENT..][..count * EXTENT]
 }
@@ -285,4 +289,54 @@ fn opening_reads_little_and_reading_only_what_is_asked_for() {
     assert_eq!(counts.read_bytes(), 512);
     volume.will_need(ByteRange::between(0, volume.size()));
     assert_eq!(counts.hints(), 2, "one for each column");
+}
+
+#[test]
+fn a_group_in_a_locked_partition_is_found_by_the_name_of_a_volume() {
+    let lv = logical("root", 50, &[segment(1, 0, 2, &[(0, 1)], 0)]);
+    let mut image = physical(0, 4, &group("vg", 1, &[(0, 4)], &lv));
+    let held = noise(2 * EXTENT, 5);
+    image[DATA + EXTENT..][..held.len()].copy_from_slice(&held);
+    let dir = tempfile::tempdir().unwrap();
+    let [plain, key, luks] = ["plain", "key", "luks"].map(|name| dir.path().join(name));
+    fs::write(&plain, &image).unwrap();
+    fs::write(&key, "swordfish").unwrap();
+    let mut command = tools::command("qemu-img");
+    command.arg("convert");
+    command.args(["--object", &format!("secret,id=key,file={}", key.display())]);
+    command.args([
+        "-f",
+        "raw",
+        "-O",
+        "luks",
+        "-o",
+        "key-secret=key,iter-time=10",
+    ]);
+    tools::run_command(command.arg(&plain).arg(&luks));
+    let mut boot = vec![0; 65536];
+    boot[1024 + 56..1024 + 58].copy_from_slice(&[0x53, 0xef]);
+    boot[1028] = 1;
+    let disk = disk(&[boot, fs::read(&luks).unwrap()]);
+    let mut cx = cx();
+    cx.secrets = Arc::new(OneSecret(Secret::new(b"swordfish".to_vec())));
+    for name in ["vg/root", "/dev/vg/root", "/dev/mapper/vg-root"] {
+        let request = Request {
+            layers: Vec::new(),
+            pick: Pick::Partition(name.to_owned()),
+            purpose: Purpose::Bytes,
+        };
+        let source = Memory::volume(disk.clone());
+        let resolved = plan::resolve(source, "disk", &request, &|_, _| None, &cx).unwrap();
+        let layers: Vec<&str> = resolved.plan.layers.iter().map(LayerSpec::name).collect();
+        assert_eq!(layers, ["partition", "luks", "lvm"], "{name}");
+        assert!(conformance::read_all(&resolved.volume) == held);
+    }
+    let request = Request {
+        pick: Pick::Partition("vg/other".to_owned()),
+        ..Request::default()
+    };
+    let source = Memory::volume(disk);
+    let error = plan::resolve(source, "disk", &request, &|_, _| None, &cx).unwrap_err();
+    assert_eq!(error.kind(), Kind::OutOfRange);
+    assert!(error.to_string().contains("vg/root"), "{error}");
 }

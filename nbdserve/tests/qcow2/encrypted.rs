@@ -131,10 +131,9 @@ fn an_encrypted_image_on_a_plain_one_and_the_other_way() {
     folder.img(&[
         "create", "-q", "-f", "qcow2", "-u", "-b", "base", "-F", "qcow2", "over", "3M",
     ]);
-    let over = format!(
-        "driver=qcow2,file.filename=over,backing.driver=qcow2,backing.encrypt.key-secret=s,\
+    let over = "driver=qcow2,file.filename=over,backing.driver=qcow2,backing.encrypt.key-secret=s,\
          backing.file.filename=base"
-    );
+        .to_string();
     let secret = "secret,id=s,data=swordfish";
     folder.run(
         "qemu-io",

@@ -160,13 +160,13 @@ fn the_magic_the_version_and_the_cluster_size() {
     check(Kind::Unsupported, "version 4", |file| put32(file, 4, 4));
     check(Kind::Corrupt, "clusters of 2^8", |file| put32(file, 20, 8));
     check(Kind::Corrupt, "clusters of 2^22", |file| {
-        put32(file, 20, 22)
+        put32(file, 20, 22);
     });
     check(Kind::Corrupt, "a header of 108 bytes", |file| {
-        put32(file, 100, 108)
+        put32(file, 100, 108);
     });
     check(Kind::Corrupt, "a header of 8192 bytes", |file| {
-        put32(file, 100, 8192)
+        put32(file, 100, 8192);
     });
     check(Kind::Corrupt, "refcounts of 2^7", |file| put32(file, 96, 7));
 }
@@ -312,7 +312,7 @@ fn tables_and_clusters_in_places_that_are_none() {
         (CLUSTER as u64, "where the refcount table is"),
     ] {
         check(Kind::Corrupt, message, |file| {
-            put64(file, L1, entry | COPIED)
+            put64(file, L1, entry | COPIED);
         });
     }
     for (entry, message) in [
@@ -324,7 +324,7 @@ fn tables_and_clusters_in_places_that_are_none() {
         (CLUSTER as u64, "where the refcount table is"),
     ] {
         check(Kind::Corrupt, message, |file| {
-            put64(file, L2 + 16, entry | COPIED)
+            put64(file, L2 + 16, entry | COPIED);
         });
         // The others can still be read.
         let mut file = image();
@@ -363,7 +363,7 @@ fn subclusters(entry: u64, bitmap: u64) -> Vec<u8> {
     put64(&mut file, 40, 3 * big as u64);
     put64(&mut file, 48, big as u64);
     put64(&mut file, 72, 16);
-    put64(&mut file, 3 * big, 4 * big as u64 | COPIED);
+    put64(&mut file, 3 * big, (4 * big as u64) | COPIED);
     put64(&mut file, 4 * big, entry);
     put64(&mut file, 4 * big + 8, bitmap);
     file[5 * big..].fill(7);
@@ -372,7 +372,7 @@ fn subclusters(entry: u64, bitmap: u64) -> Vec<u8> {
 
 #[test]
 fn subclusters_that_contradict_themselves() {
-    let host = 5 * (16 << 10) | COPIED;
+    let host = (5 * (16 << 10)) | COPIED;
     let good = subclusters(host, 0b101 | 0b10 << 32);
     let bytes = whole(&good).unwrap();
     assert!(bytes[..512] == [7; 512] && bytes[512..1024] == [0; 512]);
@@ -458,7 +458,7 @@ fn a_compressed_cluster_at_the_end_of_a_huge_disk_takes_no_more_memory_than_othe
     put64(&mut file, 48, 0);
     put32(&mut file, 56, 0);
     let last = big + (entries as usize - 1) * 8;
-    put64(&mut file, last, 2 * big as u64 | COPIED);
+    put64(&mut file, last, (2 * big as u64) | COPIED);
     let data = 3 * big as u64;
     put64(&mut file, 3 * big - 8, 1 << 62 | data | 9 << (70 - 21));
     let zeroes = crate::forge::deflate(&vec![0; big]);

@@ -47,7 +47,7 @@ fn each_field_at_its_extremes_is_refused_or_within_bounds() {
                     .chain([992])
                     .map(|word| word * 4)
                     .collect(),
-                _ => (0..264).step_by(4).collect(),
+                _ => (0..260).step_by(4).collect(),
             };
             for field in fields {
                 for value in [0_u64, 1, 0x7fff_ffff, u64::MAX - 1, u64::MAX] {
@@ -59,8 +59,14 @@ fn each_field_at_its_extremes_is_refused_or_within_bounds() {
                         };
                         place.copy_from_slice(bytes);
                         let changed = image != good;
-                        // Without a right checksum it is nothing.
-                        if changed && !(152..160).contains(&field) && !(212..224).contains(&field) {
+                        // Without a right checksum it is nothing. It is a sum: two words may change
+                        // places, and a word of ones is one of zeroes.
+                        if changed
+                            && value != u64::MAX
+                            && width < 8
+                            && !(152..160).contains(&field)
+                            && !(208..224).contains(&field)
+                        {
                             let broken = disk(&[image.clone(), second.clone()], 0xfd);
                             assert!(
                                 opens(&broken).is_none(),
@@ -92,9 +98,12 @@ fn an_image_that_is_cut_anywhere_is_refused() {
     }
 }
 
+/// Version, level, what is changed in both members, and what is said.
+type Case = (&'static str, i32, fn(&mut Member), Kind, &'static str);
+
 #[test]
 fn what_is_not_opened_is_refused_by_name() {
-    let cases: &[(&str, i32, fn(&mut Member), Kind, &str)] = &[
+    let cases: &[Case] = &[
         ("1.2", 4, |_| {}, Kind::Unsupported, "RAID 4"),
         ("1.2", 5, |_| {}, Kind::Unsupported, "RAID 5"),
         ("1.0", 6, |_| {}, Kind::Unsupported, "RAID 6"),

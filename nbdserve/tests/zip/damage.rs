@@ -213,7 +213,6 @@ fn what_is_not_known_is_unsupported_by_name() {
         (1, "shrunk (method 1)"),
         (6, "imploded (method 6)"),
         (9, "deflate64 (method 9)"),
-        (14, "lzma (method 14)"),
         (99, "AES encryption (method 99)"),
         (255, "unknown (method 255)"),
     ] {

@@ -208,33 +208,119 @@ fn forge_big(path: &std::path::Path, size: u64) {
     out.write_all(&end).unwrap();
 }
 
+/// A stored file made a compressed one: another method, and its real size.
+fn as_method(packed: &[u8], number: u8, size: usize) -> Vec<u8> {
+    let mut bytes = stored(&[("disk", packed)]);
+    let central = crate::tools::last(&bytes, b"PK\x01\x02");
+    for (header, method, at) in [(0, 8, 22), (central, 10, 24)] {
+        bytes[header + method] = number;
+        let size = u32::try_from(size).unwrap().to_le_bytes();
+        bytes[header + at..header + at + 4].copy_from_slice(&size);
+    }
+    bytes
+}
+
 #[test]
 fn codecs_of_other_layers_are_used() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let content = [noise(50_000, 1), vec![0; 400_000]].concat();
     fs::write(dir.join("disk"), &content).unwrap();
-    foreign::run("xz", ["-k", "-0", dir.join("disk").to_str().unwrap()]);
-    let packed = fs::read(dir.join("disk.xz")).unwrap();
-    let archive = stored(&[("disk", &packed)]);
-    // A stored file made a compressed one: method 95, and its real size.
-    let as_xz = |size: u32| {
-        let mut bytes = archive.clone();
-        let central = crate::tools::last(&bytes, b"PK\x01\x02");
-        for (header, method, at) in [(0, 8, 22), (central, 10, 24)] {
-            bytes[header + method] = 95;
-            bytes[header + at..header + at + 4].copy_from_slice(&size.to_le_bytes());
+    let disk = dir.join("disk");
+    for (tool, args, ending, number) in [
+        ("xz", ["-k", "-0"], "xz", 95),
+        ("bzip2", ["-k", "-1"], "bz2", 12),
+        ("zstd", ["-q", "-1"], "zst", 93),
+        // What zstd had at first.
+        ("zstd", ["-qf", "-1"], "zst", 20),
+    ] {
+        foreign::run(tool, args.iter().copied().chain([disk.to_str().unwrap()]));
+        let packed = fs::read(disk.with_extension(ending)).unwrap();
+        let good = as_method(&packed, number, content.len());
+        let fresh = || (open(&good, "disk").unwrap(), content.clone());
+        conformance::check(fresh);
+        let volume = fresh().0;
+        assert_eq!(volume.name(), "zip:disk");
+        assert!(volume.stats().blocks.is_some());
+        let longer = as_method(&packed, number, content.len() + 1);
+        let error = open(&longer, "disk").unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{tool}: {error}");
+    }
+}
+
+/// An archive of `disk`, of this content, that 7-Zip has packed with this method.
+fn by_7zip(content: &[u8], method: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("disk"), content).unwrap();
+    let args = ["a", "-tzip", &format!("-mm={method}"), "out.zip", "disk"];
+    foreign::run_command(foreign::command("7zz").args(args).current_dir(dir));
+    fs::read(dir.join("out.zip")).unwrap()
+}
+
+#[test]
+fn each_method_of_7zip_reads_back_or_is_refused_by_name() {
+    let content = [noise(50_000, 1), vec![0; 400_000], b"end".to_vec()].concat();
+    for (method, number) in [
+        ("Copy", 0),
+        ("Deflate", 8),
+        ("BZip2", 12),
+        ("LZMA:eos=off", 14),
+        ("LZMA:eos=on", 14),
+        ("xz", 95),
+    ] {
+        let archive = by_7zip(&content, method);
+        assert_eq!(archive[8], number, "{method}");
+        let has_marker = archive[6] & 2 != 0;
+        assert_eq!(has_marker, method.contains("eos=on"), "{method}");
+        conformance::check(|| (open(&archive, "disk").unwrap(), content.clone()));
+    }
+    let error = open(&by_7zip(&content, "Deflate64"), "disk").unwrap_err();
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(
+        error.to_string().ends_with("deflate64 (method 9)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn lzma_that_is_damaged_is_never_served_as_a_whole() {
+    let content = [noise(5_000, 1), vec![7; 40_000]].concat();
+    for method in ["LZMA:eos=off", "LZMA:eos=on"] {
+        let archive = by_7zip(&content, method);
+        let data = 30 + "disk".len();
+        let end = crate::tools::last(&archive, b"PK\x01\x02");
+        let result = |bytes: &[u8]| {
+            let volume = open(bytes, "disk")?;
+            volume.read_vec(0, content.len())
+        };
+        assert!(result(&archive).unwrap() == content);
+        // The header, and bytes everywhere behind it. The first byte of the range coder and the version
+        // say nothing.
+        let places = (data + 2..data + 9).chain((data + 10..end).step_by(97));
+        for at in places {
+            let mut bytes = archive.clone();
+            bytes[at] ^= 0x10;
+            match result(&bytes) {
+                // A longer dictionary is no damage.
+                Ok(found) => assert!(found == content, "{method}: byte {at}"),
+                Err(error) => assert!(
+                    matches!(
+                        error.kind(),
+                        Kind::Corrupt | Kind::Limit | Kind::Unsupported
+                    ),
+                    "{method}: byte {at}: {error}"
+                ),
+            }
         }
-        bytes
-    };
-    let good = as_xz(content.len() as u32);
-    let fresh = || (open(&good, "disk").unwrap(), content.clone());
-    conformance::check(fresh);
-    let volume = fresh().0;
-    assert_eq!(volume.name(), "zip:disk");
-    assert!(volume.stats().blocks.is_some());
-    let error = open(&as_xz(content.len() as u32 + 1), "disk").unwrap_err();
-    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+        // The CRC, in the directory and in the local header.
+        let mut bytes = archive.clone();
+        bytes[14] ^= 1;
+        bytes[end + 16] ^= 1;
+        let error = result(&bytes).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.to_string().contains("CRC"), "{error}");
+    }
 }
 
 #[test]

@@ -3,13 +3,15 @@
 //! A sector is encrypted by itself, so a write changes no other sector, and a write that is cut short
 //! leaves old sectors and new ones, as on a disk: there is nothing to repair after a crash.
 
-use super::cipher::{IV_UNIT, SectorCipher};
+use super::cipher::SectorCipher;
 use crate::{
     ByteRange, Device, ExtentFlags, Extents, Geometry, Result, Volume, WriteFeatures, Writer,
 };
 
 /// Name of the layer.
 pub(super) const NAME: &str = "luks";
+/// Numbers of sectors count these, however long the sectors are.
+const IV_UNIT: u64 = 512;
 /// Bytes that are encrypted at a time before they are written.
 const PIECE: usize = 1 << 20;
 
@@ -29,9 +31,7 @@ pub(super) struct Luks {
 impl Luks {
     /// The number of the sector at `offset`.
     fn number(&self, offset: u64) -> u64 {
-        // Not zero.
-        let unit = u64::try_from(IV_UNIT).unwrap_or(u64::MAX);
-        self.iv_tweak.wrapping_add(offset / unit)
+        self.iv_tweak.wrapping_add(offset / IV_UNIT)
     }
 
     /// Where the byte `offset` lies below: within the data, so within `below`.

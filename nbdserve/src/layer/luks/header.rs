@@ -116,7 +116,7 @@ pub(super) fn text(field: &[u8]) -> Option<String> {
 }
 
 impl Header {
-    /// For a person who is to know which passphrase is asked for. Escaped.
+    /// For a person who is to know which passphrase is asked for: `LUKS2 "backup" (a9f5…)`. Escaped.
     pub(super) fn title(&self) -> String {
         let uuid = self
             .uuid
@@ -126,11 +126,9 @@ impl Header {
             .label
             .as_deref()
             .map(|label| format!("\"{}\"", escape(label)));
-        let parts: Vec<_> = label.into_iter().chain(uuid).collect();
-        match parts.len() {
-            0 => "luks".to_owned(),
-            _ => format!("luks: {}", parts.join(" ")),
-        }
+        let format = format!("LUKS{}", self.version);
+        let parts: Vec<_> = [format].into_iter().chain(label).chain(uuid).collect();
+        parts.join(" ")
     }
 }
 

@@ -110,3 +110,27 @@ pub(super) fn both_damaged(first: &Error, second: &Error) -> Error {
     let what = format!("both headers are damaged; the first: {first}; the second: {second}");
     Error::new(Kind::Corrupt, what)
 }
+
+/// Makes the checksum of a header at `offset` match, if there is one. For tests.
+#[cfg(feature = "testing")]
+pub(super) fn mend(image: &mut [u8], offset: u64) {
+    let Ok(start) = usize::try_from(offset) else {
+        return;
+    };
+    let Some(bytes) = image.get_mut(start..) else {
+        return;
+    };
+    let Ok(fixed) = fixed(bytes, offset) else {
+        return;
+    };
+    let len = usize::try_from(fixed.hdr_size).unwrap_or(usize::MAX);
+    let Some(bytes) = bytes.get_mut(..len) else {
+        return;
+    };
+    let (before, rest) = bytes.split_at_mut(CHECKSUM_AT);
+    let (checksum, after) = rest.split_at_mut(CHECKSUM_LEN);
+    let found = fixed.checksum.of(&[before, &[0; CHECKSUM_LEN], after]);
+    for (byte, new) in checksum.iter_mut().zip(found.iter()) {
+        *byte = *new;
+    }
+}

@@ -41,7 +41,6 @@ impl Bounds {
     };
     /// For tests with images that lie: nothing takes long.
     #[cfg(feature = "testing")]
-    #[allow(dead_code)]
     pub(super) const TINY: Self = Self {
         iterations: 5000,
         memory: 1 << 20,
@@ -117,10 +116,10 @@ impl Kdf {
                 ..
             } => {
                 let (memory, lanes, time) = (kib(*memory), *lanes, *time);
-                let wants = format!("argon2 with {}", format_size(memory));
+                let wants = format!("argon2 with {} KiB of memory", memory / 1024);
                 if memory > bounds.memory {
-                    let most = format_size(bounds.memory);
-                    return limit(format!("{wants} of memory, more than {most}"));
+                    let most = bounds.memory / 1024;
+                    return limit(format!("{wants}, more than {most} KiB"));
                 }
                 if memory.saturating_mul(u64::from(time)) > bounds.work {
                     let most = format_size(bounds.work);
@@ -137,7 +136,7 @@ impl Kdf {
                 match available_memory() {
                     Some(free) if free < memory => {
                         let free = format_size(free);
-                        limit(format!("{wants} of memory, of which {free} are available"))
+                        limit(format!("{wants}, of which {free} are available"))
                     }
                     _ => Ok(()),
                 }
@@ -218,11 +217,8 @@ impl Kdf {
 }
 
 fn no_memory(memory: u32) -> Error {
-    let wants = format_size(kib(memory));
-    Error::new(
-        Kind::Limit,
-        format!("argon2 with {wants} of memory, which are not to be had"),
-    )
+    let what = format!("argon2 with {memory} KiB of memory, which are not to be had");
+    Error::new(Kind::Limit, what)
 }
 
 /// Does `work` on a thread of its own, and stops waiting for it when the image is taken down.

@@ -6,6 +6,8 @@
 
 mod cipher;
 mod device;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzzing;
 mod hash;
 mod header;
 mod header1;
@@ -29,6 +31,7 @@ pub(crate) use cipher::SectorCipher;
 use super::{Args, Confidence, LayerType, Param, Sample, Verdict};
 use crate::bytes::has;
 use crate::error::escape;
+use crate::size::format_size;
 use crate::source::{File, OpenMode};
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
@@ -71,11 +74,21 @@ fn probe(sample: &Sample<'_>) -> Verdict {
             let evidence = format!("{magic}, checksum matches, {header}");
             (Confidence::CHECKED, evidence)
         }
-        Err(error) => (Confidence::MAGIC, format!("{magic}, but {error}")),
+        Err(error) => (Confidence::MAGIC, doubt(head, magic, &error)),
     };
     Verdict::Yes {
         confidence,
         evidence,
+    }
+}
+
+/// What is said of a header that is not as it must be, or not all there to be looked at.
+fn doubt(head: &[u8], magic: &str, error: &Error) -> String {
+    match header2::fixed(head, 0) {
+        Ok(fixed) if u64::try_from(head.len()).is_ok_and(|have| have < fixed.hdr_size) => {
+            format!("{magic}, a header of {}", format_size(fixed.hdr_size))
+        }
+        _ => format!("{magic}, but {error}"),
     }
 }
 

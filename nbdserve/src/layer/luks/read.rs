@@ -49,13 +49,14 @@ type Read<'a> = &'a dyn Fn(u64, usize) -> Result<Vec<u8>>;
 /// One of two headers: how young it is, and what it says.
 struct Candidate {
     seqid: u64,
+    hdr_size: u64,
     header: Result<Header>,
 }
 
 fn version2(head: &[u8], read: Read<'_>) -> Result<Header> {
     let first = candidate(head, 0, read)?;
-    // The second one is as far from the first as that is long, if it can still tell.
-    let told = header2::fixed(head, 0).map(|fixed| fixed.hdr_size);
+    // The second one is as far from the first as that is long, if it can be believed.
+    let told = first.as_ref().map(|first| first.hdr_size);
     let mut second = None;
     for place in header2::PLACES {
         if told.as_ref().is_ok_and(|told| *told != place) {
@@ -116,6 +117,7 @@ fn candidate(fixed: &[u8], offset: u64, read: Read<'_>) -> Result<Result<Candida
     };
     Ok(Ok(Candidate {
         seqid: fixed.seqid,
+        hdr_size: fixed.hdr_size,
         header: metadata::header(fixed, json),
     }))
 }

@@ -127,4 +127,8 @@ impl Layout for Lz4Blocks {
     fn encoded(&self, number: u64) -> u64 {
         self.span(number).map_or(0, |span| span.range.len())
     }
+
+    fn is_fast(&self) -> bool {
+        true
+    }
 }

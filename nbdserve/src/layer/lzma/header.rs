@@ -6,6 +6,11 @@ use crate::{Error, Kind, Result};
 
 /// Bytes of the header.
 pub(in crate::layer) const SIZE: usize = 13;
+/// Bytes before the coded ones of a file in a zip archive: version, length of what follows, the
+/// first five bytes of a header (APPNOTE.TXT 5.8.8).
+pub(super) const MEMBER: usize = 9;
+/// That length, of which a header of LZMA has no other.
+const MEMBER_PROPERTIES: u16 = 5;
 /// Properties are below this: `(pb * 5 + lp) * 9 + lc`, with pb and lp up to 4 and lc up to 8.
 const PROPERTIES: u8 = 225;
 /// A size that is not stated; an end marker stands behind the last byte then.
@@ -61,6 +66,25 @@ impl Header {
         })
     }
 
+    /// Reads what stands before the coded bytes of a file in a zip archive, which has `size` bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is cut short or has no properties, else as [`Self::parse`].
+    pub(super) fn parse_member(bytes: &[u8], size: u64) -> Result<Self> {
+        let Some((&[_, _, l0, l1, p, d0, d1, d2, d3], _)) = bytes.split_first_chunk::<MEMBER>()
+        else {
+            let what = format!("{} bytes are too few for a header", bytes.len());
+            return Err(Error::new(Kind::Corrupt, what));
+        };
+        let len = u16::from_le_bytes([l0, l1]);
+        if len != MEMBER_PROPERTIES || p >= PROPERTIES {
+            let what = format!("{len} bytes of properties from {p:#04x} on are not those of LZMA");
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        let [s0, s1, s2, s3, s4, s5, s6, s7] = size.to_le_bytes();
+        Self::parse(&[p, d0, d1, d2, d3, s0, s1, s2, s3, s4, s5, s6, s7])
+    }
+
     /// Whether an encoder would write this: there is no magic to go by.
     pub(super) fn is_plausible(self) -> bool {
         let size = self.size.is_none_or(|size| size > 0 && size < PLAUSIBLE);
@@ -84,6 +108,12 @@ impl Header {
     /// The header with the dictionary that is needed.
     pub(super) fn to_bytes(self) -> [u8; SIZE] {
         self.with_dictionary(self.dictionary())
+    }
+
+    /// As [`Self::to_bytes`] for coded bytes that end with a marker.
+    pub(super) fn to_bytes_with_marker(self) -> [u8; SIZE] {
+        let unknown = Self { size: None, ..self };
+        unknown.with_dictionary(self.dictionary())
     }
 
     /// The header with another dictionary.
@@ -141,6 +171,25 @@ mod tests {
             let error = Header::parse(bytes).unwrap_err();
             assert_eq!(error.kind(), Kind::NotThisFormat);
         }
+    }
+
+    #[test]
+    fn a_member_of_a_zip_archive_has_its_size_elsewhere() {
+        let good = [9, 20, 5, 0, 0x5d, 0, 0, 16, 0];
+        let header = Header::parse_member(&good, 77).unwrap();
+        assert_eq!((header.size, header.dictionary), (Some(77), 1 << 20));
+        assert_eq!(header.to_bytes()[..5], [0x5d, 0, 16, 0, 0]);
+        assert_eq!(header.to_bytes_with_marker()[5..], [0xff; 8]);
+        let kind = |bytes: &[u8], size| Header::parse_member(bytes, size).map_err(|e| e.kind());
+        for len in 0..MEMBER {
+            assert_eq!(kind(&good[..len], 77), Err(Kind::Corrupt), "{len}");
+        }
+        for (at, value) in [(2, 4), (2, 6), (3, 1), (4, 225), (4, 255)] {
+            let mut bad = good;
+            bad[at] = value;
+            assert_eq!(kind(&bad, 77), Err(Kind::Corrupt), "{at}");
+        }
+        assert_eq!(kind(&good, 1 << 63), Err(Kind::Corrupt));
     }
 
     #[test]

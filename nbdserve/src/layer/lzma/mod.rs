@@ -2,18 +2,23 @@
 //!
 //! There are no blocks and no checks. A stated size is trusted until decoding shows otherwise;
 //! without one, all of the file is decoded at the first opening, and the size is kept.
+//!
+//! Files in zip archives have the same coded bytes behind a header of their own, and a CRC.
 
+mod checked;
 mod header;
 pub(super) mod stream;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use checked::Checked;
 use header::Header;
 use stream::{INPUT, decoder_memory};
 
 use super::decoded::{Decoded, Layout};
 use super::input::Input;
+use super::scan::{narrow, wide};
 use super::{Args, Confidence, LayerType, Sample, Verdict};
 use crate::cache::{Blocks, Decode, Job, Shelf, Sink, Stored, Whole};
 use crate::sys::lzma::{Format, StreamDecoder};
@@ -80,44 +85,136 @@ fn plausible(head: &[u8], size: u64) -> Option<String> {
 }
 
 fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
-    let len = below.size().min(u64::try_from(header::SIZE).unwrap_or(0));
-    let head = below.read_vec(0, usize::try_from(len).unwrap_or(0))?;
+    let head = below.read_vec(0, narrow(below.size().min(wide(header::SIZE))))?;
     let header = Header::parse(&head)?;
-    if let Some(size) = header
-        .size
-        .filter(|len| !stream::can_become(below.size(), *len))
-    {
-        let file = below.size();
-        let what = format!("the header claims {size} bytes, which {file} bytes cannot become");
-        return Err(Error::new(Kind::Corrupt, what));
-    }
-    let memory = decoder_memory(header.dictionary());
-    Blocks::check_decoder_memory("the image", memory, cx)?;
-    let known = header.size.or_else(|| kept(below, cx));
-    // An empty image costs nothing, and nobody would ever come to its end.
-    let known = known.filter(|len| *len > 0);
-    let mut stored = HashMap::new();
-    let len = match known {
-        Some(len) => len,
-        None => {
-            let whole = measure(below, header, cx)?;
-            let len = whole.len();
-            if let Some(place) = &cx.place {
-                place.save(
-                    KEPT,
-                    [below.size(), len].map(u64::to_le_bytes).as_flattened(),
-                );
-            }
-            stored.insert(0, whole);
-            len
-        }
-    };
-    let layout = Lzma {
+    let coded = Coded {
         below: below.clone(),
         header,
-        len,
+        start: wide(header::SIZE),
+        head: header.to_bytes(),
+        crc32: None,
     };
-    Decoded::volume_with("lzma", Arc::new(layout), stored, cx)
+    coded.open(cx)
+}
+
+/// What a zip archive says of a file that is compressed with LZMA.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// Decoded bytes.
+    pub(super) size: u64,
+    pub(super) crc32: u32,
+    /// The coded bytes end with a marker.
+    pub(super) marker: bool,
+}
+
+/// The file in a zip archive whose data is `below`. Its CRC is that of each pass over it.
+///
+/// # Errors
+/// As opening a .lzma file; `Corrupt` when there are no such properties.
+pub(super) fn member(below: &Volume, expected: Expected, cx: &Cx) -> Result<Volume> {
+    let head = below.read_vec(0, narrow(below.size().min(wide(header::MEMBER))))?;
+    let header = Header::parse_member(&head, expected.size)?;
+    let coded = Coded {
+        below: below.clone(),
+        header,
+        start: wide(header::MEMBER),
+        head: if expected.marker {
+            header.to_bytes_with_marker()
+        } else {
+            header.to_bytes()
+        },
+        crc32: Some(expected.crc32),
+    };
+    coded.open(cx)
+}
+
+/// Coded bytes, and what is said of them.
+#[derive(Debug)]
+struct Coded {
+    below: Volume,
+    header: Header,
+    /// Where they begin.
+    start: u64,
+    /// What the decoder gets before them.
+    head: [u8; header::SIZE],
+    /// What the decoded bytes must have.
+    crc32: Option<u32>,
+}
+
+impl Coded {
+    fn open(self, cx: &Cx) -> Result<Volume> {
+        let (below, header) = (&self.below, self.header);
+        if let Some(size) = header
+            .size
+            .filter(|len| !stream::can_become(below.size(), *len))
+        {
+            let file = below.size();
+            let what = format!("the header claims {size} bytes, which {file} bytes cannot become");
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        let memory = decoder_memory(header.dictionary());
+        Blocks::check_decoder_memory("the image", memory, cx)?;
+        let known = header.size.or_else(|| kept(below, cx));
+        // An empty image costs nothing, and nobody would ever come to its end.
+        let known = known.filter(|len| *len > 0);
+        let mut stored = HashMap::new();
+        let len = match known {
+            Some(len) => len,
+            None => {
+                let whole = self.measure(cx)?;
+                let len = whole.len();
+                if let Some(place) = &cx.place {
+                    place.save(
+                        KEPT,
+                        [below.size(), len].map(u64::to_le_bytes).as_flattened(),
+                    );
+                }
+                stored.insert(0, whole);
+                len
+            }
+        };
+        let layout = Lzma { coded: self, len };
+        Decoded::volume_with("lzma", Arc::new(layout), stored, cx)
+    }
+
+    /// Decodes all, to know how much it is.
+    fn measure(&self, cx: &Cx) -> Result<Stored> {
+        let size = self.below.size();
+        let mut shelf = Shelf::new("lzma", cx)?;
+        let memory = decoder_memory(self.header.dictionary());
+        let mut whole = shelf.begin("the image", memory, size)?;
+        self.decode(&mut whole, Whole::reached)?;
+        whole.reached(size);
+        whole.finish()
+    }
+
+    /// Decodes all to the end, and checks it.
+    fn decode<S: Sink>(&self, sink: &mut S, mut told: impl FnMut(&mut S, u64)) -> Result<()> {
+        let mut decoder = StreamDecoder::new();
+        let size = self.below.size();
+        let mut input = Input::new(&self.below, ByteRange::between(self.start, size));
+        let failed = |failure| Error::new(Kind::Limit, "no decoder can be had").caused_by(failure);
+        decoder.start(Format::Alone).map_err(failed)?;
+        let ending = if let Some(crc32) = self.crc32 {
+            let mut checked = Checked::new(sink, self.header.size.unwrap_or(u64::MAX));
+            let told = |checked: &mut Checked<'_, S>, at| told(checked.sink(), at);
+            let ending = stream::decode(&mut decoder, &self.head, &mut input, &mut checked, told)?;
+            ending.check("the image", input.at())?;
+            checked.check(crc32)?;
+            ending
+        } else {
+            stream::decode(&mut decoder, &self.head, &mut input, sink, told)?
+        };
+        ending.check("the image", input.at())?;
+        if !input.is_at_end() {
+            let at = input.at();
+            let garbage = size.saturating_sub(at);
+            let what =
+                format!("trailing garbage: {garbage} bytes at {at}, after the end of the data");
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok(())
+    }
 }
 
 /// The size of the image, as an earlier opening has found it.
@@ -129,46 +226,10 @@ fn kept(below: &Volume, cx: &Cx) -> Option<u64> {
     (ours && image <= u64::MAX >> 1).then_some(image)
 }
 
-/// Decodes all, to know how much it is.
-fn measure(below: &Volume, header: Header, cx: &Cx) -> Result<Stored> {
-    let mut shelf = Shelf::new("lzma", cx)?;
-    let memory = decoder_memory(header.dictionary());
-    let mut whole = shelf.begin("the image", memory, below.size())?;
-    let mut decoder = StreamDecoder::new();
-    decode(below, header, &mut decoder, &mut whole, Whole::reached)?;
-    whole.reached(below.size());
-    whole.finish()
-}
-
-/// Decodes the file to its end.
-fn decode<S: Sink>(
-    below: &Volume,
-    header: Header,
-    decoder: &mut StreamDecoder,
-    sink: &mut S,
-    told: impl FnMut(&mut S, u64),
-) -> Result<()> {
-    let start = u64::try_from(header::SIZE).unwrap_or(0);
-    let mut input = Input::new(below, ByteRange::between(start, below.size()));
-    let failed = |failure| Error::new(Kind::Limit, "no decoder can be had").caused_by(failure);
-    decoder.start(Format::Alone).map_err(failed)?;
-    let head = header.to_bytes();
-    let ending = stream::decode(decoder, &head, &mut input, sink, told)?;
-    ending.check("the image", input.at())?;
-    if !input.is_at_end() {
-        let at = input.at();
-        let garbage = below.size().saturating_sub(at);
-        let what = format!("trailing garbage: {garbage} bytes at {at}, after the end of the data");
-        return Err(Error::new(Kind::Corrupt, what));
-    }
-    Ok(())
-}
-
 /// An image of known size: one block.
 #[derive(Debug)]
 struct Lzma {
-    below: Volume,
-    header: Header,
+    coded: Coded,
     len: u64,
 }
 
@@ -186,19 +247,18 @@ impl Decode for Lzma {
     }
 
     fn decode(&self, _number: u64, job: &mut Job<'_>) -> Result<()> {
-        self.below
-            .will_need(ByteRange::between(0, INPUT.min(self.below.size())));
-        if !job.start(decoder_memory(self.header.dictionary()))? {
+        let below = &self.coded.below;
+        below.will_need(ByteRange::between(0, INPUT.min(below.size())));
+        if !job.start(decoder_memory(self.coded.header.dictionary()))? {
             return Ok(());
         }
-        let mut decoder = StreamDecoder::new();
-        decode(&self.below, self.header, &mut decoder, job, |_, _| ())
+        self.coded.decode(job, |_, _| ())
     }
 }
 
 impl Layout for Lzma {
     fn below(&self) -> &Volume {
-        &self.below
+        &self.coded.below
     }
 
     fn size(&self) -> u64 {
@@ -214,6 +274,6 @@ impl Layout for Lzma {
     }
 
     fn encoded(&self, _number: u64) -> u64 {
-        self.below.size()
+        self.coded.below.size()
     }
 }

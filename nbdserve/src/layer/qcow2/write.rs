@@ -465,8 +465,10 @@ impl WriteSide {
 
     /// Writes guest data to its place.
     fn write_data(&self, bytes: &[u8], at: u64) -> Result<()> {
-        let cipher = self.cipher.as_ref();
-        let encrypted = cipher.map(|cipher| crypto::encrypted(cipher, bytes, at));
+        let encrypted = self
+            .cipher
+            .as_ref()
+            .map(|cipher| crypto::encrypted(cipher, bytes, at));
         let bytes = encrypted.as_deref().unwrap_or(bytes);
         let writer = self.data.need_writer()?;
         let end = at.saturating_add(to_u64(bytes.len()));

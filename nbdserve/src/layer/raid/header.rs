@@ -312,7 +312,7 @@ fn new(bytes: &[u8], version: Version, at: u64, size: u64) -> Result<Superblock>
             // 32 bits of sectors.
             chunk: u64::from(word(88)?).saturating_mul(SECTOR),
             places,
-            size: used,
+            size: mirrored(level, used),
         },
         data: (data_offset, data_size),
         number: word(160)?,
@@ -382,7 +382,7 @@ fn old(bytes: &[u8], at: u64) -> Result<Superblock> {
             },
             chunk,
             places,
-            size,
+            size: mirrored(level, size),
         },
         data: (0, data),
         number: word(992)?,
@@ -394,6 +394,14 @@ fn old(bytes: &[u8], at: u64) -> Result<Superblock> {
         bad_blocks: None,
         problem,
     })
+}
+
+/// Without mirrors each member has its own size, and what stands here means nothing.
+fn mirrored(level: i32, size: u64) -> u64 {
+    match level {
+        ..=0 => 0,
+        _ => size,
+    }
 }
 
 /// An identifier as mdadm(8) prints it.

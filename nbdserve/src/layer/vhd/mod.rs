@@ -12,7 +12,7 @@ use std::sync::Arc;
 use header::{DYNAMIC, DiskType, Dynamic, FOOTER, Footer, SECTOR};
 
 use super::mapped::{Map, Mapped, Run};
-use super::pages::Pages;
+use super::pages::{PageCache, Pages};
 use super::window::Window;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::bytes::{be32, slice};
@@ -62,11 +62,12 @@ fn probe(sample: &Sample<'_>) -> Verdict {
 }
 
 fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
-    open_disk(below, cx).map(|(volume, _)| volume)
+    let cache = PageCache::new(cx.cache.budget() / INDEX_PART);
+    open_disk(below, &cache, cx).map(|(volume, _)| volume)
 }
 
 /// The disk in `below`, and what identifies it.
-fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, [u8; 16])> {
+fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, [u8; 16])> {
     let footer = read_footer(below)?;
     let id = footer.unique_id;
     if footer.disk_type == DiskType::Fixed {
@@ -81,14 +82,14 @@ fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, [u8; 16])> {
     }
     let dynamic = read_dynamic(below, &footer)?;
     let parent = match footer.disk_type {
-        DiskType::Differencing => Some(parent::open(below, &dynamic, cx)?),
+        DiskType::Differencing => Some(parent::open(below, &dynamic, cache, cx)?),
         _ => None,
     };
     let map = Vhd {
         size: footer.size,
         bitmap_len: dynamic.bitmap_len(),
         dynamic,
-        pages: Pages::new(below, cx.cache.budget() / INDEX_PART),
+        pages: cache.pages(below),
         parent,
     };
     Ok((Mapped::volume(NAME, Arc::new(map), None, cx)?, id))

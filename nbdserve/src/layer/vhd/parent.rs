@@ -3,6 +3,7 @@
 
 use super::header::{Dynamic, utf16};
 use crate::error::escape;
+use crate::layer::pages::PageCache;
 use crate::layer::winpath::candidates;
 use crate::source::OpenMode;
 use crate::{Cx, Error, Kind, Result, Volume};
@@ -12,10 +13,15 @@ use crate::{Cx, Error, Kind, Result, Volume};
 /// # Errors
 /// `Corrupt` when the image names none, or what it names is another disk; what the gate says about
 /// the first name when there is no such file by any of them.
-pub(super) fn open(below: &Volume, dynamic: &Dynamic, cx: &Cx) -> Result<Volume> {
+pub(super) fn open(
+    below: &Volume,
+    dynamic: &Dynamic,
+    cache: &PageCache,
+    cx: &Cx,
+) -> Result<Volume> {
     let mut first = None;
     for name in names(below, dynamic)? {
-        match try_one(&name, dynamic, cx) {
+        match try_one(&name, dynamic, cache, cx) {
             Ok(volume) => return Ok(volume),
             Err(error) => first = first.or(Some(error)),
         }
@@ -52,14 +58,14 @@ fn names(below: &Volume, dynamic: &Dynamic) -> Result<Vec<String>> {
 }
 
 /// Opens the file called `name`, if it is the parent.
-fn try_one(name: &str, dynamic: &Dynamic, cx: &Cx) -> Result<Volume> {
+fn try_one(name: &str, dynamic: &Dynamic, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let referred = cx
         .references
         .open(name.as_bytes(), "parent", OpenMode::ReadOnly)?;
     let mut inner = cx.clone();
     inner.references = referred.references;
     inner.place = None;
-    let (volume, id) = super::open_disk(&referred.volume, &inner)
+    let (volume, id) = super::open_disk(&referred.volume, cache, &inner)
         .map_err(|error| error.in_layer(&format!("vhd {}", escape(name))))?;
     if id != dynamic.parent_id {
         let hex =

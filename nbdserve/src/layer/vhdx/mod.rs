@@ -19,7 +19,7 @@ use metadata::{Disk, Item};
 use overlay::Overlay;
 
 use super::mapped::{Map, Mapped, Run};
-use super::pages::Pages;
+use super::pages::{PageCache, Pages};
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
@@ -49,11 +49,12 @@ fn probe(sample: &Sample<'_>) -> Verdict {
 }
 
 fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
-    open_disk(below, cx).map(|(volume, _)| volume)
+    let cache = PageCache::new(cx.cache.budget() / INDEX_PART);
+    open_disk(below, &cache, cx).map(|(volume, _)| volume)
 }
 
 /// The disk in `below`, and what its contents are known by.
-fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, [u8; 16])> {
+fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, [u8; 16])> {
     let magic = read(below, 0, header::MAGIC.len())?;
     if magic != header::MAGIC {
         let what = "the magic of a VHDX is not there";
@@ -70,13 +71,13 @@ fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, [u8; 16])> {
         return Err(corrupt(what));
     }
     let parent = match locator {
-        Some(locator) => Some(parent::open(&locator, cx)?),
+        Some(locator) => Some(parent::open(&locator, cache, cx)?),
         None => None,
     };
     let map = Vhdx {
         disk,
         bat: regions.bat.at,
-        pages: Pages::new(&file, cx.cache.budget() / INDEX_PART),
+        pages: cache.pages(&file),
         parent,
     };
     let volume = Mapped::volume(NAME, Arc::new(map), None, cx)?;

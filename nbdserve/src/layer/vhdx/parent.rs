@@ -4,6 +4,7 @@
 use super::header::{corrupt, guid_text};
 use super::metadata::Locator;
 use crate::error::escape;
+use crate::layer::pages::PageCache;
 use crate::layer::winpath::candidates;
 use crate::source::OpenMode;
 use crate::{Cx, Result, Volume};
@@ -13,7 +14,7 @@ use crate::{Cx, Result, Volume};
 /// # Errors
 /// `Corrupt` when the image names none, or what it names has changed since; what the gate says about
 /// the first name when there is no such file by any of them.
-pub(super) fn open(locator: &Locator, cx: &Cx) -> Result<Volume> {
+pub(super) fn open(locator: &Locator, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let mut names: Vec<String> = Vec::new();
     for name in locator.paths.iter().flat_map(|path| candidates(path)) {
         if !names.contains(&name) {
@@ -22,7 +23,7 @@ pub(super) fn open(locator: &Locator, cx: &Cx) -> Result<Volume> {
     }
     let mut first = None;
     for name in names {
-        match try_one(&name, locator, cx) {
+        match try_one(&name, locator, cache, cx) {
             Ok(volume) => return Ok(volume),
             Err(error) => first = first.or(Some(error)),
         }
@@ -33,14 +34,14 @@ pub(super) fn open(locator: &Locator, cx: &Cx) -> Result<Volume> {
 }
 
 /// Opens the file called `name`, if it is the parent.
-fn try_one(name: &str, locator: &Locator, cx: &Cx) -> Result<Volume> {
+fn try_one(name: &str, locator: &Locator, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let referred = cx
         .references
         .open(name.as_bytes(), "parent", OpenMode::ReadOnly)?;
     let mut inner = cx.clone();
     inner.references = referred.references;
     inner.place = None;
-    let (volume, id) = super::open_disk(&referred.volume, &inner)
+    let (volume, id) = super::open_disk(&referred.volume, cache, &inner)
         .map_err(|error| error.in_layer(&format!("vhdx {}", escape(name))))?;
     let id = guid_text(id);
     if !locator.linkage.contains(&id) {

@@ -21,6 +21,7 @@ use header::SECTOR;
 use sparse::Sparse;
 
 use super::mapped::{Mapped, Packed};
+use super::pages::PageCache;
 use super::winpath::candidates;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::error::escape;
@@ -63,17 +64,17 @@ fn probe(sample: &Sample<'_>) -> Verdict {
 }
 
 fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
-    open_disk(below, cx).map(|(volume, _)| volume)
+    let cache = PageCache::new(cx.cache.budget() / INDEX_PART);
+    open_disk(below, &cache, cx).map(|(volume, _)| volume)
 }
 
 /// The disk in `below`, and its content ID.
-fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, Option<u32>)> {
-    let memory = cx.cache.budget() / INDEX_PART;
+fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, Option<u32>)> {
     let len = usize::try_from(header::HEADER.min(below.size())).unwrap_or(0);
     let head = below.read_vec(0, len)?;
     let (descriptor, extents) = if descriptor::is_descriptor(&head) {
         let descriptor = read_descriptor(below, 0, below.size())?;
-        let extents = open_extents(&descriptor, memory, cx)?;
+        let extents = open_extents(&descriptor, cache, cx)?;
         (descriptor, extents)
     } else {
         let header = header::header(&head)?;
@@ -85,9 +86,9 @@ fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, Option<u32>)> {
         }
         let descriptor = read_descriptor(below, at, len)?;
         let extents = if header.capacity == 0 {
-            open_extents(&descriptor, memory, cx)?
+            open_extents(&descriptor, cache, cx)?
         } else {
-            let sparse = Sparse::open(below, memory)?;
+            let sparse = Sparse::open(below, cache)?;
             let end = sparse.header.capacity;
             let content = Content::Sparse(sparse);
             let start = 0;
@@ -100,7 +101,7 @@ fn open_disk(below: &Volume, cx: &Cx) -> Result<(Volume, Option<u32>)> {
         (descriptor, extents)
     };
     let parent = match descriptor.parent_cid {
-        Some(cid) => Some(open_parent(&descriptor, cid, cx)?),
+        Some(cid) => Some(open_parent(&descriptor, cid, cache, cx)?),
         None => None,
     };
     let disk = Arc::new(Disk { extents, parent });
@@ -142,9 +143,7 @@ fn read_descriptor(below: &Volume, at: u64, len: u64) -> Result<Descriptor> {
 }
 
 /// Opens all extents that a descriptor names.
-fn open_extents(descriptor: &Descriptor, memory: u64, cx: &Cx) -> Result<Vec<Extent>> {
-    let count = u64::try_from(descriptor.extents.len()).unwrap_or(u64::MAX);
-    let memory = memory.checked_div(count).unwrap_or(memory);
+fn open_extents(descriptor: &Descriptor, cache: &PageCache, cx: &Cx) -> Result<Vec<Extent>> {
     let mut extents = Vec::new();
     let mut start = 0_u64;
     for extent in &descriptor.extents {
@@ -160,7 +159,7 @@ fn open_extents(descriptor: &Descriptor, memory: u64, cx: &Cx) -> Result<Vec<Ext
         if end == start {
             continue;
         }
-        let content = open_extent(&extent.content, end.saturating_sub(start), memory, cx)?;
+        let content = open_extent(&extent.content, end.saturating_sub(start), cache, cx)?;
         extents.push(Extent {
             start,
             end,
@@ -176,7 +175,12 @@ fn open_extents(descriptor: &Descriptor, memory: u64, cx: &Cx) -> Result<Vec<Ext
 }
 
 /// Opens an extent of `len` bytes.
-fn open_extent(content: &descriptor::Content, len: u64, memory: u64, cx: &Cx) -> Result<Content> {
+fn open_extent(
+    content: &descriptor::Content,
+    len: u64,
+    cache: &PageCache,
+    cx: &Cx,
+) -> Result<Content> {
     let open = |name: &[u8]| cx.references.open(name, "extent", OpenMode::ReadOnly);
     let short = |name: &[u8], has: u64, needs: u64| {
         let name = escape(&String::from_utf8_lossy(name));
@@ -196,7 +200,7 @@ fn open_extent(content: &descriptor::Content, len: u64, memory: u64, cx: &Cx) ->
         }
         descriptor::Content::Sparse(file) => {
             let volume = open(file)?.volume;
-            let sparse = Sparse::open(&volume, memory).map_err(|error| {
+            let sparse = Sparse::open(&volume, cache).map_err(|error| {
                 let name = escape(&String::from_utf8_lossy(file));
                 let kind = match error.kind() {
                     Kind::NotThisFormat => Kind::Corrupt,
@@ -213,7 +217,7 @@ fn open_extent(content: &descriptor::Content, len: u64, memory: u64, cx: &Cx) ->
 }
 
 /// Opens the disk that this one is a later state of: the one with this content ID.
-fn open_parent(descriptor: &Descriptor, cid: u32, cx: &Cx) -> Result<Volume> {
+fn open_parent(descriptor: &Descriptor, cid: u32, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let Some(name) = &descriptor.parent_name else {
         let what = "a snapshot that does not say what its parent is called";
         return Err(Error::new(Kind::Corrupt, what));
@@ -228,7 +232,7 @@ fn open_parent(descriptor: &Descriptor, cid: u32, cx: &Cx) -> Result<Volume> {
     };
     let mut first = None;
     for name in &names {
-        match try_parent(name, cid, cx) {
+        match try_parent(name, cid, cache, cx) {
             Ok(volume) => return Ok(volume),
             Err(error) => first = first.or(Some(error)),
         }
@@ -239,13 +243,13 @@ fn open_parent(descriptor: &Descriptor, cid: u32, cx: &Cx) -> Result<Volume> {
     }))
 }
 
-fn try_parent(name: &[u8], cid: u32, cx: &Cx) -> Result<Volume> {
+fn try_parent(name: &[u8], cid: u32, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let referred = cx.references.open(name, "parent", OpenMode::ReadOnly)?;
     let name = escape(&String::from_utf8_lossy(name));
     let mut inner = cx.clone();
     inner.references = referred.references;
     inner.place = None;
-    let (volume, found) = open_disk(&referred.volume, &inner)
+    let (volume, found) = open_disk(&referred.volume, cache, &inner)
         .map_err(|error| error.in_layer(&format!("{NAME} {name}")))?;
     if found != Some(cid) {
         let found = found.map_or("none".to_owned(), |found| format!("{found:08x}"));

@@ -2,7 +2,7 @@
 
 use super::header::{self, ENTRY, FOOTER, HEADER, Header, SECTOR};
 use crate::bytes::le32;
-use crate::layer::pages::Pages;
+use crate::layer::pages::{PageCache, Pages};
 use crate::{Error, Kind, Result, Volume};
 
 /// What a table says about a grain.
@@ -26,11 +26,11 @@ pub(super) struct Sparse {
 }
 
 impl Sparse {
-    /// The sparse extent in `file`, with about `memory` bytes for its tables.
+    /// The sparse extent in `file`, whose tables are kept in `cache`.
     ///
     /// # Errors
     /// What its header says, or the file.
-    pub(super) fn open(file: &Volume, memory: u64) -> Result<Self> {
+    pub(super) fn open(file: &Volume, cache: &PageCache) -> Result<Self> {
         let len = usize::try_from(HEADER.min(file.size())).unwrap_or(0);
         let mut header = header::header(&file.read_vec(0, len)?)?;
         if header.directory.is_none() {
@@ -75,7 +75,7 @@ impl Sparse {
         header.second = second;
         Ok(Self {
             header,
-            pages: Pages::new(file, memory),
+            pages: cache.pages(file),
             directory,
         })
     }

@@ -133,6 +133,8 @@ pub(super) struct Fields {
 
 /// The file is encrypted.
 pub(super) const ENCRYPTED: u16 = 1;
+/// LZMA data ends with a marker.
+pub(super) const MARKER: u16 = 1 << 1;
 /// Sizes and CRC stand in a data descriptor behind the data.
 pub(super) const DESCRIPTOR: u16 = 1 << 3;
 /// The data is a patch.

@@ -16,6 +16,7 @@ use super::archive::{
     Archive, ArchiveType, File, Opened, PARAMS, Role, key, open, printed, volume_name,
 };
 use super::deflate::{self, Expected};
+use super::lzma;
 use super::window::Window;
 use super::{Args, Confidence, LAYERS, LayerType, Sample, Verdict};
 use crate::sys::zlib::{Inflate, Place, Stop};
@@ -130,6 +131,23 @@ impl Zip {
         cx
     }
 
+    /// A file whose method is LZMA.
+    fn unpacked(&self, entry: &Entry, data: ByteRange) -> Result<Volume> {
+        let part = Window::read_only(volume_name(NAME, &entry.name), &self.below, data)?;
+        let expected = lzma::Expected {
+            size: entry.fields.size,
+            crc32: entry.fields.crc32,
+            marker: entry.fields.flags & header::MARKER != 0,
+        };
+        let volume = lzma::member(&part, expected, &self.inside(data))?;
+        if volume.size() != expected.size {
+            // Only an empty one is decoded now.
+            let what = format!("{} is not empty", printed(&entry.name));
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok(volume)
+    }
+
     /// A file whose method is deflate.
     fn inflated(&self, entry: &Entry, data: ByteRange) -> Result<Volume> {
         let expected = Expected {
@@ -239,7 +257,8 @@ impl Archive for Zip {
             0 => Window::read_only(volume_name, &self.below, data)?,
             8 => Window::renamed(volume_name, &self.inflated(entry, data)?),
             12 => Window::renamed(volume_name, &self.decoded(entry, data, "bzip2")?),
-            93 => Window::renamed(volume_name, &self.decoded(entry, data, "zstd")?),
+            14 => Window::renamed(volume_name, &self.unpacked(entry, data)?),
+            20 | 93 => Window::renamed(volume_name, &self.decoded(entry, data, "zstd")?),
             95 => Window::renamed(volume_name, &self.decoded(entry, data, "xz")?),
             _ => return Err(unsupported(entry, "is compressed in a way that")),
         };

@@ -9,7 +9,7 @@ use crate::layer::input::Input;
 use crate::layer::scan::narrow;
 use crate::layer::spans::{Span, Spans};
 use crate::store::Place;
-use crate::{ByteRange, Error, Kind, Result, Volume};
+use crate::{ByteRange, Error, Index, Kind, Result, Volume};
 
 /// The volume below is told of this much of a block before it is read.
 const AHEAD: u64 = 8 << 20;
@@ -202,6 +202,17 @@ impl Layout for ZstdBlocks {
 
     fn encoded(&self, number: u64) -> u64 {
         self.spans.get(number).map_or(0, |span| span.range.len())
+    }
+
+    fn is_fast(&self) -> bool {
+        true
+    }
+
+    fn index(&self) -> Index {
+        match self.known {
+            Known::Table(_) => Index::InImage,
+            Known::Seen | Known::Assumed(_) => Index::Found,
+        }
     }
 
     fn twin(&self, number: u64) -> Option<(ByteRange, u64)> {

@@ -114,3 +114,95 @@ fn gpt_copy(disk: &mut [u8], at: usize, sector: usize) -> Option<()> {
     disk.get_mut(at + 16..at + 20)?.fill(0);
     put_crc(disk, at, at.checked_add(header)?, at + 16)
 }
+
+/// Physical volumes of LVM2, wherever a sector begins like a label: its checksum, and those of the
+/// metadata areas that it names and of their texts.
+pub(super) fn lvm(image: &mut [u8]) {
+    for at in (0..image.len()).step_by(512) {
+        if image
+            .get(at..)
+            .is_some_and(|rest| rest.starts_with(b"LABELONE"))
+        {
+            // What is not there has no checksum.
+            let _ = lvm_label(image, at);
+        }
+    }
+}
+
+fn lvm_label(image: &mut [u8], at: usize) -> Option<()> {
+    let number = le64(image, at + 8)?.min(3);
+    put_lvm(image, at + 20, at + 512, at + 16)?;
+    let start = at.checked_sub(number.checked_mul(512)?)?;
+    // The identifier, the size, a list of data areas and one of metadata areas.
+    let mut next = at.checked_add(le32(image, at + 20)?)?.checked_add(40)?;
+    let mut lists = 0;
+    while lists < 2 && next < at + 512 {
+        let offset = le64(image, next)?;
+        next += 16;
+        if offset == 0 {
+            lists += 1;
+        } else if lists == 1 {
+            let _ = lvm_area(image, start.checked_add(offset)?);
+        }
+    }
+    Some(())
+}
+
+fn lvm_area(image: &mut [u8], at: usize) -> Option<()> {
+    let (size, offset, len) = (
+        le64(image, at + 32)?,
+        le64(image, at + 40)?,
+        le64(image, at + 48)?,
+    );
+    let area = image.get(at..at.checked_add(size)?)?;
+    let rest = area.get(512..)?;
+    if len <= rest.len() {
+        let text: Vec<u8> = area
+            .get(offset..)?
+            .iter()
+            .chain(rest)
+            .take(len)
+            .copied()
+            .collect();
+        let sum = lvm_sum(&text).to_le_bytes();
+        image.get_mut(at + 56..at + 60)?.copy_from_slice(&sum);
+    }
+    put_lvm(image, at + 4, at + 512, at)
+}
+
+fn lvm_sum(bytes: &[u8]) -> u32 {
+    crate::layer::lvm::header::checksum(bytes)
+}
+
+fn put_lvm(bytes: &mut [u8], from: usize, to: usize, at: usize) -> Option<()> {
+    let sum = lvm_sum(bytes.get(from..to)?).to_le_bytes();
+    bytes.get_mut(at..at.checked_add(4)?)?.copy_from_slice(&sum);
+    Some(())
+}
+
+/// Superblocks of MD, wherever a sector begins like one.
+pub(super) fn raid(image: &mut [u8]) {
+    for at in (0..image.len()).step_by(512) {
+        if let Some(rest) = image.get_mut(at..) {
+            md_superblock(rest);
+        }
+    }
+}
+
+/// The superblock of MD at the start of `bytes`, if there is one.
+pub(super) fn md_superblock(bytes: &mut [u8]) {
+    if !bytes.starts_with(&0xa92b_4efc_u32.to_le_bytes()) {
+        return;
+    }
+    let (sum, at) = match le32(bytes, 4) {
+        Some(0) => (crate::layer::raid::header::old_sum(bytes), 152),
+        Some(1) => {
+            let roles = le32(bytes, 220).unwrap_or(0);
+            (crate::layer::raid::header::new_sum(bytes, roles), 216)
+        }
+        _ => return,
+    };
+    if let (Some(sum), Some(place)) = (sum, bytes.get_mut(at..at + 4)) {
+        place.copy_from_slice(&sum.to_le_bytes());
+    }
+}

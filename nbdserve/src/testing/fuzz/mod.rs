@@ -7,6 +7,7 @@
 
 mod disks;
 mod gzip;
+mod luks;
 mod lz4;
 mod mend;
 mod nbd;
@@ -16,6 +17,7 @@ mod plan;
 mod qcow2;
 mod simg;
 mod tar;
+mod volumes;
 mod xz;
 mod zip;
 mod zstd;
@@ -136,6 +138,18 @@ pub static TARGETS: &[Target] = &[
         run: simg::open,
     },
     Target {
+        name: "luks1_header",
+        run: luks::header1,
+    },
+    Target {
+        name: "luks2_header",
+        run: luks::header2,
+    },
+    Target {
+        name: "luks_open",
+        run: luks::open,
+    },
+    Target {
         name: "vmdk_open",
         run: disks::vmdk,
     },
@@ -160,6 +174,22 @@ pub static TARGETS: &[Target] = &[
         run: partition::mbr,
     },
     Target {
+        name: "lvm_text",
+        run: volumes::lvm_text,
+    },
+    Target {
+        name: "lvm_open",
+        run: volumes::lvm_open,
+    },
+    Target {
+        name: "md_superblock",
+        run: volumes::md_superblock,
+    },
+    Target {
+        name: "raid_open",
+        run: volumes::raid_open,
+    },
+    Target {
         name: "nbd_request",
         run: nbd::request,
     },
@@ -173,6 +203,7 @@ pub static TARGETS: &[Target] = &[
 pub use disks::VHDX_PARTS;
 /// Seeds of the target `gzip_index`: what is kept of a file.
 pub use gzip::seeds as gzip_index_seeds;
+pub use luks::{PASSPHRASE as LUKS_PASSPHRASE, assert_opens as assert_luks_opens};
 
 /// Runs the target called `name`.
 ///
@@ -200,7 +231,12 @@ fn cx() -> Cx {
 pub(crate) fn may_refuse(error: &Error) {
     let expected = matches!(
         error.kind(),
-        Kind::NotThisFormat | Kind::Unsupported | Kind::Corrupt | Kind::Limit | Kind::NoSpace
+        Kind::NotThisFormat
+            | Kind::Unsupported
+            | Kind::Corrupt
+            | Kind::Limit
+            | Kind::NoSpace
+            | Kind::Secret
     );
     assert!(expected, "{error:?}");
     let report = error.report().to_string();

@@ -7,9 +7,6 @@ pub(super) use aes::Block;
 
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 16;
-/// Blocks that are given to the cipher at once: it works on several in parallel.
-pub(super) const BATCH: usize = 64;
-
 /// A key, expanded. Wiped when it is dropped.
 pub(super) enum Aes {
     Aes128(Box<Aes128>),

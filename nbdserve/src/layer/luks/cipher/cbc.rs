@@ -1,9 +1,12 @@
 //! CBC, each sector by itself. Within a sector a block cannot be encrypted before the one in front of
 //! it, so many sectors are encrypted side by side; decrypting has no such chain.
 
-use super::aes::{Aes, BATCH, BLOCK, Block, load};
+use super::aes::{Aes, BLOCK, Block, load};
 use super::iv::Iv;
 use super::{Direction, Sectors};
+
+/// Sectors that are worked on side by side, and blocks that are given to the cipher at once.
+const BATCH: usize = 64;
 
 pub(super) struct Cbc(Aes);
 
@@ -17,7 +20,7 @@ impl Cbc {
         let mut number = sectors.number;
         let group = sectors.len.saturating_mul(BATCH);
         for group in buf.chunks_mut(group) {
-            let count = group.len() / sectors.len;
+            let count = group.len().checked_div(sectors.len).unwrap_or(0);
             let mut chain = [Block::default(); BATCH];
             // At most a batch, by the length of the group.
             let chain = chain.split_at_mut(count.min(BATCH)).0;

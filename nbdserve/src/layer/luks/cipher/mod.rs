@@ -69,16 +69,15 @@ impl CipherSpec {
             Chaining::Cbc => &[16, 24, 32],
         };
         let fits = lens.contains(&key_len);
-        let key_len = usize::try_from(key_len).ok().filter(|_| fits);
-        let Some(key_len) = key_len else {
-            let what = format!("{name} takes no key of the {key_len:?} bytes that it is to have");
+        let Some(len) = usize::try_from(key_len).ok().filter(|_| fits) else {
+            let what = format!("{name} takes no key of {key_len} bytes");
             return Err(Error::new(Kind::Corrupt, what));
         };
         Ok(Self {
             name: name.to_owned(),
             chaining,
             iv,
-            key_len,
+            key_len: len,
         })
     }
 

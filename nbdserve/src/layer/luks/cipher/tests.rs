@@ -1,3 +1,9 @@
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    reason = "tests with small numbers"
+)]
+
 use super::*;
 
 fn hex(text: &str) -> Vec<u8> {
@@ -6,11 +12,6 @@ fn hex(text: &str) -> Vec<u8> {
     pairs
         .map(|pair| u8::from_str_radix(&pair, 16).unwrap())
         .collect()
-}
-
-fn cipher(name: &str, key: &[u8], sector: usize) -> SectorCipher {
-    let spec = CipherSpec::parse(name, key.len() as u64).unwrap();
-    SectorCipher::new(&spec, key, sector, 1).unwrap()
 }
 
 /// IEEE 1619-2007, annex B: vectors 1, 2, 4 and 10, of the long ones the beginning.
@@ -62,5 +63,71 @@ fn xts_gives_what_the_standard_has() {
         assert_eq!(buf[..32], hex(start)[..]);
         xts.run(&mut buf, sectors, &iv, Direction::Decrypt);
         assert_eq!(buf, plain);
+    }
+}
+
+/// Longer sectors are counted in units of 512 bytes all the same; the order of work changes nothing.
+#[test]
+fn sectors_of_all_lengths_are_each_by_themselves() {
+    for (name, len) in [
+        ("aes-xts-plain64", 64),
+        ("aes-xts-plain", 48),
+        ("aes-cbc-essiv:sha256", 32),
+        ("aes-cbc-plain64be", 24),
+    ] {
+        let key: Vec<u8> = (0..len).map(|n| n as u8).collect();
+        let spec = CipherSpec::parse(name, len).unwrap();
+        for sector in [512, 1024, 4096] {
+            let one = SectorCipher::new(&spec, &key, sector, 1).unwrap();
+            let many = SectorCipher::new(&spec, &key, sector, 8).unwrap();
+            let plain: Vec<u8> = (0..1_200_000 / sector * sector)
+                .map(|n| (n % 251) as u8)
+                .collect();
+            let number = u64::MAX - 70;
+            let mut all = plain.clone();
+            many.encrypt(&mut all, number);
+            for (index, bytes) in plain.chunks(sector).enumerate().step_by(31) {
+                let mut alone = bytes.to_vec();
+                let at = number.wrapping_add((index * sector / 512) as u64);
+                one.encrypt(&mut alone, at);
+                assert!(
+                    alone == all[index * sector..][..sector],
+                    "{name} {sector} {index}"
+                );
+            }
+            many.decrypt(&mut all, number);
+            assert!(all == plain, "{name} {sector}");
+        }
+    }
+}
+
+#[test]
+fn other_ciphers_and_keys_are_refused() {
+    for name in [
+        "aes",
+        "aes-",
+        "aes-xts",
+        "aes-xts-",
+        "aes-ecb",
+        "AES-xts-plain64",
+        "-xts-plain64",
+    ] {
+        let error = CipherSpec::parse(name, 64).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported, "{name}");
+    }
+    for (name, len) in [
+        ("aes-xts-plain64", 0),
+        ("aes-xts-plain64", 16),
+        ("aes-xts-plain64", 33),
+        ("aes-xts-plain64", u64::MAX),
+        ("aes-cbc-plain", 64),
+        ("aes-cbc-plain", 17),
+    ] {
+        let error = CipherSpec::parse(name, len).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{name} {len}");
+    }
+    let spec = CipherSpec::parse("aes-xts-plain64", 64).unwrap();
+    for (len, sector) in [(32, 512), (64, 0), (64, 511), (64, 16)] {
+        assert!(SectorCipher::new(&spec, &vec![0; len], sector, 1).is_err());
     }
 }

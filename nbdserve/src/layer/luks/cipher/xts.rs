@@ -1,8 +1,16 @@
 //! XTS (IEEE 1619, NIST SP 800-38E) on sectors of whole blocks, many at a time.
 
-use super::aes::{Aes, BATCH, BLOCK, Block, load};
+use super::aes::{Aes, BLOCK, Block};
 use super::iv::Iv;
 use super::{Direction, Sectors};
+
+/// Blocks that are given to the cipher at once: it works on several in parallel, and each call costs
+/// something.
+const BATCH: usize = 256;
+/// Sectors whose first tweaks are made at once.
+const SECTORS: usize = 64;
+/// Bytes of a batch.
+const PIECE: usize = BATCH * BLOCK;
 
 pub(super) struct Xts {
     data: Aes,
@@ -24,12 +32,12 @@ impl Xts {
 
     pub(super) fn run(&self, buf: &mut [u8], sectors: Sectors, iv: &Iv, direction: Direction) {
         let mut number = sectors.number;
-        let group = sectors.len.saturating_mul(BATCH);
+        let group = sectors.len.saturating_mul(SECTORS);
         for group in buf.chunks_mut(group) {
-            let count = group.len() / sectors.len;
-            let mut first = [Block::default(); BATCH];
-            // At most a batch, by the length of the group.
-            let first = first.split_at_mut(count.min(BATCH)).0;
+            let count = group.len().checked_div(sectors.len).unwrap_or(0);
+            let mut first = [Block::default(); SECTORS];
+            // At most so many, by the length of the group.
+            let first = first.split_at_mut(count.min(SECTORS)).0;
             iv.fill(number, sectors.step, first);
             self.tweak.encrypt(first);
             self.group(group, first, sectors.len / BLOCK, direction);
@@ -43,33 +51,32 @@ impl Xts {
         let mut first = first.iter();
         let mut left = 0_usize;
         let mut tweak = 0_u128;
-        let mut tweaks = [0_u128; BATCH];
-        let mut blocks = [Block::default(); BATCH];
-        for piece in buf.chunks_mut(BATCH.saturating_mul(BLOCK)) {
-            let count = (piece.len() / BLOCK).min(BATCH);
-            let blocks = blocks.split_at_mut(count).0;
-            for slot in tweaks.iter_mut().take(count) {
+        let mut tweaks = [0_u8; PIECE];
+        for piece in buf.chunks_mut(PIECE) {
+            for slot in tweaks.chunks_exact_mut(BLOCK).take(piece.len() / BLOCK) {
                 if left == 0 {
                     tweak = first.next().map_or(0, |block| u128::from_le_bytes(block.0));
                     left = per_sector;
                 }
-                *slot = tweak;
+                slot.copy_from_slice(&tweak.to_le_bytes());
                 tweak = double(tweak);
                 left = left.saturating_sub(1);
             }
-            let bytes = piece.chunks_exact(BLOCK).zip(&tweaks);
-            for (block, (bytes, tweak)) in blocks.iter_mut().zip(bytes) {
-                *block = (load(bytes) ^ tweak).to_le_bytes().into();
-            }
+            xor(piece, &tweaks);
+            let blocks = Block::slice_as_chunks_mut(piece).0;
             match direction {
                 Direction::Decrypt => self.data.decrypt(blocks),
                 Direction::Encrypt => self.data.encrypt(blocks),
             }
-            let bytes = piece.chunks_exact_mut(BLOCK).zip(&tweaks);
-            for (block, (bytes, tweak)) in blocks.iter().zip(bytes) {
-                bytes.copy_from_slice(&(u128::from_le_bytes(block.0) ^ tweak).to_le_bytes());
-            }
+            xor(piece, &tweaks);
         }
+    }
+}
+
+/// Adds `tweaks` to as many bytes.
+fn xor(bytes: &mut [u8], tweaks: &[u8]) {
+    for (byte, tweak) in bytes.iter_mut().zip(tweaks) {
+        *byte ^= tweak;
     }
 }
 
