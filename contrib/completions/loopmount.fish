@@ -1,7 +1,7 @@
 complete -c loopmount -l cache -d 'Show what is kept on disk of earlier mounts; --cache=clear removes it (with IMAGE: of that one)' -r -f -a "show\t'Show what there is'
 clear\t'Remove it'"
 complete -c loopmount -s P -l partition -d 'Partition by number, label, UUID, or as in /dev (sda1)' -r
-complete -c loopmount -l cow -d 'Take writes and keep them apart from the image: until the end, or in FILE for the next time' -r -F
+complete -c loopmount -l cow -d 'Keep writes apart from the image: until the end, or in FILE' -r -F
 complete -c loopmount -l via -d 'The means: auto, nbd, loop, fuse' -r -f -a "auto\t'The best that is possible here'
 nbd\t'The kernel\'s NBD client, the kernel\'s file system'
 loop\t'A loop device (over a FUSE file when the image must be decoded), the kernel\'s file system'

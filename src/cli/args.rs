@@ -26,8 +26,7 @@ Examples:
 #[command(name = "loopmount", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(override_usage = "loopmount [OPTIONS] IMAGE TARGET
        loopmount [OPTIONS] IMAGE -- COMMAND...
-       loopmount --prefetch IMAGE
-       loopmount --commit --cow=FILE IMAGE
+       loopmount --prefetch IMAGE | --commit --cow=FILE IMAGE
        loopmount -u WHAT | --info IMAGE | --list | --stats WHAT | --cache")]
 pub struct Cli {
     /// Disk image, block device or URL (with -u: mount point, image, device or id)
@@ -82,7 +81,7 @@ pub struct Cli {
     #[arg(short = 'w', long)]
     pub write: bool,
 
-    /// Take writes and keep them apart from the image: until the end, or in FILE for the next time
+    /// Keep writes apart from the image: until the end, or in FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with_all = ["write", "umount", "list", "stats", "cache"])]
     pub cow: Option<Option<PathBuf>>,
