@@ -3,7 +3,8 @@
 use std::cell::OnceCell;
 
 use super::fs::{self, Class, FsInfo};
-use super::resolve::{LooksLikeRoot, read_head};
+use super::resolve::LooksLikeRoot;
+use super::sample::read_head;
 use super::volumes::Volumes;
 use crate::error::escape;
 use crate::layer::luks::LUKS;

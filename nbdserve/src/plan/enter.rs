@@ -1,7 +1,8 @@
 //! Opening a layer of a plan. For an archive that includes the choice of a file in it: the plan then
 //! names that file.
 
-use super::resolve::{Step, strongest};
+use super::resolve::Step;
+use super::sample::strongest;
 use super::{LayerSpec, fs};
 use crate::layer::partition::PARTITION;
 use crate::layer::{LayerType, Sample, Verdict, archive, lvm, offset};

@@ -20,8 +20,10 @@ mod enter;
 pub mod fs;
 mod info;
 mod resolve;
+mod sample;
 mod spec;
 mod volumes;
+mod walk;
 
 pub use fs::{Class, FsInfo};
 pub use info::{AccessInfo, Info, LayerInfo, PartitionInfo, TableInfo};

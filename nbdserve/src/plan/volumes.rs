@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use serde::Serialize;
 
 use super::fs::{self, Class, FsInfo};
-use super::resolve::read_head;
+use super::sample::read_head;
 use super::spec::LayerSpec;
 use crate::error::escape;
 use crate::layer::lvm::LVM;
