@@ -1,6 +1,5 @@
 //! The pure parser of GUID partition tables (UEFI 2.10, section 5.3).
 
-use super::crc32::crc32;
 use super::guid::{Guid, type_name};
 use super::table::{Partition, Problem};
 use crate::bytes::{array, has, le32, le64, slice};
@@ -59,7 +58,7 @@ impl Header {
         if let Some(field) = covered.get_mut(16..20) {
             field.fill(0);
         }
-        let (found, computed) = (field32(16)?, crc32(&covered));
+        let (found, computed) = (field32(16)?, crc32fast::hash(&covered));
         if found != computed {
             return Err(corrupt(format!(
                 "has checksum {found:08x}, its bytes have {computed:08x}"
@@ -112,7 +111,7 @@ impl Header {
     /// # Errors
     /// `Corrupt` when their checksum is wrong.
     pub(super) fn parse_entries(&self, bytes: &[u8]) -> Result<Vec<Partition>> {
-        let (found, computed) = (self.entries_crc, crc32(bytes));
+        let (found, computed) = (self.entries_crc, crc32fast::hash(bytes));
         if found != computed {
             let (lba, from) = (self.my_lba, self.partition_entry_lba);
             return Err(Error::new(

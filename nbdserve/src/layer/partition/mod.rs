@@ -1,6 +1,5 @@
 //! Partitions: GPT, MBR with logical partitions, hybrids of both.
 
-mod crc32;
 mod gpt;
 pub(super) mod guid;
 mod mbr;
