@@ -99,6 +99,69 @@ fn what_is_kept_is_there_the_next_time_and_is_written_back() {
 }
 
 #[test]
+fn what_is_kept_of_a_qcow2_disk_is_written_back_to_it() {
+    let sandbox = Sandbox::new(Who::Root);
+    let disk = sandbox.image(&common::images().disk());
+    let base = sandbox.new_file("base.qcow2", b"");
+    let convert = sandbox
+        .tool("qemu-img")
+        .args(["convert", "-q", "-f", "raw", "-c", "-O", "qcow2"]);
+    convert.args([&disk, &base]).ok();
+    let image = sandbox.join("top.qcow2");
+    let create = sandbox.tool("qemu-img");
+    let create = create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2"]);
+    create.args(["-b", "base.qcow2"]).arg(&image).ok();
+    let (base_before, before) = (sha256(&base), sha256(&image));
+
+    let point = sandbox.mount(&["--cow=kept", "-P", "2"], &image, "mnt");
+    write(&sandbox, &point.join("etc/new"), TEXT);
+    sandbox.unmount(&point);
+    assert_eq!(sha256(&image), before);
+    let commit = sandbox.loopmount().args(["--commit", "--cow=kept"]);
+    commit.arg(&image).ok();
+    assert_ne!(sha256(&image), before);
+    assert_eq!(sha256(&base), base_before, "only the top is written");
+    // Clean, and not merely leaking.
+    sandbox.tool("qemu-img").arg("check").arg(&image).ok();
+    let point = sandbox.join("mnt");
+    let again = sandbox.loopmount().args(["-P", "2"]);
+    again.arg(&image).arg(&point).ok();
+    assert_eq!(sandbox.read_text(point.join("etc/new")), TEXT);
+    sandbox.unmount(&point);
+}
+
+#[test]
+fn what_is_encrypted_is_kept_encrypted() {
+    let sandbox = Sandbox::new(Who::Root);
+    let plain = sandbox.image(&common::images().ext4());
+    let key = sandbox.new_file("key", b"a key of this test");
+    let image = sandbox.new_file("locked", b"");
+    let secret = format!("secret,id=key,file={}", key.display());
+    let convert = sandbox
+        .tool("qemu-img")
+        .args(["convert", "-q", "-f", "raw"]);
+    let convert = convert.args(["--object", &secret, "-O", "luks"]);
+    let convert = convert.args(["-o", "key-secret=key,iter-time=10"]);
+    convert.args([&plain, &image]).ok();
+    let before = sha256(&image);
+    let key = format!("--key-file={}", key.display());
+
+    let point = sandbox.mount(&["--cow=kept", &key], &image, "mnt");
+    write(&sandbox, &point.join("new"), TEXT);
+    sandbox.unmount(&point);
+    assert_eq!(sha256(&image), before);
+    let kept = fs::read(sandbox.join("kept")).unwrap();
+    let text = TEXT.as_bytes();
+    assert!(!kept.windows(text.len()).any(|bytes| bytes == text));
+    let commit = sandbox.loopmount().args(["--commit", "--cow=kept", &key]);
+    commit.arg(&image).ok();
+    let point = sandbox.join("mnt");
+    sandbox.loopmount().arg(&key).arg(&image).arg(&point).ok();
+    assert_eq!(sandbox.read_text(point.join("new")), TEXT);
+    sandbox.unmount(&point);
+}
+
+#[test]
 fn a_user_writes_to_the_decoded_file_and_keeps_it() {
     for who in EVERYBODY {
         let (sandbox, image) = with_small_disk(who);
