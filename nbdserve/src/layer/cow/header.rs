@@ -291,7 +291,7 @@ impl Header {
         out
     }
 
-    /// Sector `index` of the map: two bits for each block, as in [`super::map`]; `None` when
+    /// Sector `index` of the map: two bits for each block, as in `map.rs`; `None` when
     /// nothing is stored for its blocks.
     ///
     /// # Errors
