@@ -141,8 +141,8 @@ class Load:
         self._others = self._now()
 
     def others(self) -> float:
-        """Of one core, since the beginning."""
-        return max(0.0, self._now() - self._others) / max(time.monotonic() - self._since, 1e-9)
+        """Of one core, since the beginning; of the first second at least, since times come in ticks."""
+        return max(0.0, self._now() - self._others) / max(time.monotonic() - self._since, 1.0)
 
     @staticmethod
     def _now() -> float:
