@@ -127,7 +127,7 @@ fn is_attached(id: &str) -> bool {
 fn unmount_when_free(target: &Path) {
     let limit = Instant::now() + Duration::from_secs(10);
     loop {
-        match unmount(target, Mode::Normal).unwrap() {
+        match unmount(target, Mode::Normal).expect("unmount") {
             Unmounted::Busy if Instant::now() < limit => {
                 std::thread::sleep(Duration::from_millis(10));
             }
