@@ -17,6 +17,11 @@ pub(crate) fn has(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
     slice(bytes, at, magic.len()) == Some(magic)
 }
 
+/// Two hexadecimal digits for each byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Unsigned, little-endian, 16 bits.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_le_bytes)

@@ -86,6 +86,17 @@ impl Cx {
         self.observer.progress(what, done, total);
     }
 
+    /// For a file that the image refers to, which may refer to `references` itself. What is kept is
+    /// kept for the image that was named, and this is another file.
+    #[must_use]
+    pub(crate) fn of_referred(&self, references: References) -> Self {
+        Self {
+            references,
+            place: None,
+            ..self.clone()
+        }
+    }
+
     /// Where the result of a pass of the layer that is being opened is kept: what is decoded, or
     /// only (`index`) where what lies.
     #[must_use]

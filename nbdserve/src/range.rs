@@ -26,6 +26,12 @@ impl ByteRange {
         }
     }
 
+    /// The bytes that `buf` takes up from `offset` on, which `Volume` has checked not to overflow.
+    #[must_use]
+    pub(crate) fn of(buf: &[u8], offset: u64) -> Self {
+        Self::between(offset, offset.saturating_add(buf.len() as u64))
+    }
+
     /// First byte.
     #[must_use]
     pub fn start(self) -> u64 {

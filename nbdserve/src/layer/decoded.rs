@@ -326,8 +326,7 @@ impl<L: Layout> Device for Decoded<L> {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         let passes = self.begin(range) && self.layout.is_fast();
         let mut rest = buf;
         for (number, block) in self.covering(range) {

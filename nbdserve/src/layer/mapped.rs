@@ -303,8 +303,7 @@ impl<M: Map> Device for Mapped<M> {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         let parts = self.parts(range)?;
         let packed = |part: &Part<'_>| match part.1 {
             Place::Packed(number) => Some(number),

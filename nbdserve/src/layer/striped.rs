@@ -259,8 +259,7 @@ impl Device for Striped {
 
     /// From the first copy; from another where that one is damaged.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         let mut first = None;
         for (number, map) in self.copies.iter().enumerate() {
             match self.read_copy(map, buf, range) {
@@ -381,8 +380,7 @@ impl Writer for Striped {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         self.each(range, |writer, part, below| {
             let index = |at: u64| usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX);
             // Parts lie within the range.

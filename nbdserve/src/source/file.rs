@@ -314,7 +314,7 @@ impl Device for File {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check_not_changed()?;
-        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let range = ByteRange::of(buf, offset);
         let mut done = 0;
         while done < buf.len() {
             let at = offset.saturating_add(done as u64);
@@ -395,7 +395,7 @@ impl Writer for File {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<()> {
-        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let range = ByteRange::of(buf, offset);
         let mut done = 0;
         while done < buf.len() {
             let at = offset.saturating_add(done as u64);

@@ -344,7 +344,7 @@ impl Device for Joined {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let range = ByteRange::of(buf, offset);
         let mut rest = buf;
         for (volume, inner, _) in self.covering(range) {
             // At most the length of buf.
@@ -412,7 +412,7 @@ impl Writer for Joined {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<()> {
-        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let range = ByteRange::of(buf, offset);
         let mut rest = buf;
         for (volume, inner, _) in self.covering(range) {
             let (now, later) = rest.split_at(inner.len() as usize);

@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 use self::image::Image;
 pub use self::limit::{Kept, Usage};
 pub(crate) use self::pages::Pages;
-use crate::Result;
+use crate::{Result, bytes};
 
 /// Bytes that a store takes when nobody says otherwise.
 pub const DEFAULT_LIMIT: u64 = 10 << 30;
@@ -185,12 +185,9 @@ impl Place {
 
 /// The beginning of the SHA-256 of `text`, in hexadecimal: 128 bits.
 fn hex(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut digits = bytes::hex(&Sha256::digest(text.as_bytes()));
+    digits.truncate(32);
+    digits
 }
 
 impl fmt::Debug for Place {

@@ -130,7 +130,7 @@ impl Device for Counting {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.counts.numbers().reads.push(span(buf, offset));
+        self.counts.numbers().reads.push(ByteRange::of(buf, offset));
         self.below.read_at(buf, offset)
     }
 
@@ -162,7 +162,10 @@ impl Writer for Counting {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<()> {
-        self.counts.numbers().writes.push(span(buf, offset));
+        self.counts
+            .numbers()
+            .writes
+            .push(ByteRange::of(buf, offset));
         self.below.need_writer()?.write_at(buf, offset, fua)
     }
 
@@ -180,9 +183,4 @@ impl Writer for Counting {
         self.counts.numbers().trims += 1;
         self.below.need_writer()?.trim(range, fua)
     }
-}
-
-/// The range of a request; `Volume` has checked that it does not overflow.
-fn span(buf: &[u8], offset: u64) -> ByteRange {
-    ByteRange::between(offset, offset.saturating_add(buf.len() as u64))
 }

@@ -108,7 +108,7 @@ impl Device for Faulty {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.faults.request("read", span(buf, offset))?;
+        self.faults.request("read", ByteRange::of(buf, offset))?;
         self.below.read_at(buf, offset)
     }
 
@@ -139,7 +139,7 @@ impl Writer for Faulty {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<()> {
-        self.faults.request("write", span(buf, offset))?;
+        self.faults.request("write", ByteRange::of(buf, offset))?;
         self.below.need_writer()?.write_at(buf, offset, fua)
     }
 
@@ -163,9 +163,4 @@ impl Writer for Faulty {
         self.faults.request("trim", range)?;
         self.below.need_writer()?.trim(range, fua)
     }
-}
-
-/// The range of a request; `Volume` has checked that it does not overflow.
-fn span(buf: &[u8], offset: u64) -> ByteRange {
-    ByteRange::between(offset, offset.saturating_add(buf.len() as u64))
 }

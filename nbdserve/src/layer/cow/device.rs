@@ -172,8 +172,7 @@ impl Device for Cow {
         if self.map.is_empty() {
             return self.below.read_at(buf, offset);
         }
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         let mut at = offset;
         while at < range.end() {
             let (state, run) = self.run(at, range);
@@ -261,8 +260,7 @@ impl Writer for Cow {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         let (mut at, mut rest) = (offset, buf);
         while at < range.end() {
             let (block, piece, is_whole) = self.piece(at, range);

@@ -80,10 +80,7 @@ pub(super) fn backing(
         .references
         .open(name, "backing file", OpenMode::ReadOnly)?;
     let shown = escape(&String::from_utf8_lossy(name));
-    let mut inner = cx.clone();
-    inner.references = referred.references;
-    // What is kept is kept for the image that was named, and this is another file.
-    inner.place = None;
+    let inner = cx.of_referred(referred.references);
     let stated = header.extensions.backing_format.as_deref();
     let stated = stated.filter(|format| !format.is_empty());
     let (layer, format) = match stated {

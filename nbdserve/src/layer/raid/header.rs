@@ -2,7 +2,7 @@
 //! 0.90, 1.0, 1.1 and 1.2. All numbers are little-endian; a superblock of 0.90 that a big-endian
 //! machine wrote is refused.
 
-use crate::bytes::{array, has, le16, le32, le64, slice};
+use crate::bytes::{array, has, hex, le16, le32, le64, slice};
 use crate::error::escape;
 use crate::{Error, Kind, Result};
 
@@ -304,7 +304,7 @@ fn new(bytes: &[u8], version: Version, at: u64, size: u64) -> Result<Superblock>
     Ok(Superblock {
         array: Array {
             version,
-            id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            id: hex(id),
             name: String::from_utf8_lossy(name).into_owned(),
             minor: None,
             level,

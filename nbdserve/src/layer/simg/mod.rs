@@ -95,8 +95,7 @@ impl Device for Simg {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         let mut rest = buf;
         for (part, start, body) in self.covering(range) {
             let len = usize::try_from(part.len()).unwrap_or(usize::MAX);

@@ -70,8 +70,7 @@ impl Device for WithHoles {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        let range = ByteRange::between(offset, offset.saturating_add(len));
+        let range = ByteRange::of(buf, offset);
         buf.fill(0);
         for (part, below) in self.within(range) {
             let skip = usize::try_from(part.start().saturating_sub(offset)).unwrap_or(usize::MAX);

@@ -2,6 +2,7 @@
 //! through the gate, and known by its identity.
 
 use super::header::{Dynamic, utf16};
+use crate::bytes::hex;
 use crate::error::escape;
 use crate::layer::pages::PageCache;
 use crate::layer::winpath::candidates;
@@ -62,14 +63,10 @@ fn try_one(name: &str, dynamic: &Dynamic, cache: &PageCache, cx: &Cx) -> Result<
     let referred = cx
         .references
         .open(name.as_bytes(), "parent", OpenMode::ReadOnly)?;
-    let mut inner = cx.clone();
-    inner.references = referred.references;
-    inner.place = None;
+    let inner = cx.of_referred(referred.references);
     let (volume, id) = super::open_disk(&referred.volume, cache, &inner)
         .map_err(|error| error.in_layer(&format!("vhd {}", escape(name))))?;
     if id != dynamic.parent_id {
-        let hex =
-            |id: &[u8; 16]| -> String { id.iter().map(|byte| format!("{byte:02x}")).collect() };
         let what = format!(
             "the parent \"{}\" is not the disk that this one was made from: its identity is {}, not \
              {}",

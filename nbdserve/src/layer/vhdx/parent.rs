@@ -38,9 +38,7 @@ fn try_one(name: &str, locator: &Locator, cache: &PageCache, cx: &Cx) -> Result<
     let referred = cx
         .references
         .open(name.as_bytes(), "parent", OpenMode::ReadOnly)?;
-    let mut inner = cx.clone();
-    inner.references = referred.references;
-    inner.place = None;
+    let inner = cx.of_referred(referred.references);
     let (volume, id) = super::open_disk(&referred.volume, cache, &inner)
         .map_err(|error| error.in_layer(&format!("vhdx {}", escape(name))))?;
     let id = guid_text(id);

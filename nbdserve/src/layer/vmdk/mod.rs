@@ -246,9 +246,7 @@ fn open_parent(descriptor: &Descriptor, cid: u32, cache: &PageCache, cx: &Cx) ->
 fn try_parent(name: &[u8], cid: u32, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let referred = cx.references.open(name, "parent", OpenMode::ReadOnly)?;
     let name = escape(&String::from_utf8_lossy(name));
-    let mut inner = cx.clone();
-    inner.references = referred.references;
-    inner.place = None;
+    let inner = cx.of_referred(referred.references);
     let (volume, found) = open_disk(&referred.volume, cache, &inner)
         .map_err(|error| error.in_layer(&format!("{NAME} {name}")))?;
     if found != Some(cid) {

@@ -4,6 +4,7 @@
 use super::{BEHIND, Class, FIRST, Found, evidence, text, uuid};
 use crate::bytes::{array, has, le32, slice};
 use crate::layer::Sample;
+use crate::layer::lvm::header::dashed;
 
 pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
     let head = sample.head;
@@ -51,17 +52,7 @@ fn lvm(head: &[u8]) -> Option<Found> {
         }
         let header = usize::try_from(le32(sector, 20)?).ok()?;
         let id = text(sector, header, 32).filter(|id| id.len() == 32 && id.is_ascii());
-        let id = id.map(|id| {
-            let mut rest = id.as_str();
-            let mut groups = Vec::new();
-            for len in [6, 4, 4, 4, 4, 4, 6] {
-                // 32 ASCII characters, of which all are taken.
-                let (group, more) = rest.split_at_checked(len).unwrap_or((rest, ""));
-                groups.push(group);
-                rest = more;
-            }
-            groups.join("-")
-        });
+        let id = id.map(|id| dashed(&id));
         return Some(
             member("lvm2", b"LABELONE", at)
                 .detail("LVM2 physical volume")

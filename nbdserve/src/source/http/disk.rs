@@ -104,7 +104,7 @@ impl Disk {
         if self.pages.read(offset, buf) {
             return true;
         }
-        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let range = ByteRange::of(buf, offset);
         tracing::debug!("damaged in the cache: {range}");
         let mut state = self.lock();
         for index in chunks(range) {

@@ -119,7 +119,7 @@ impl Engine {
 
     /// Fills `buf` with the bytes at `offset`, which are within the file.
     pub(super) fn read(self: &Arc<Self>, buf: &mut [u8], offset: u64) -> Result<()> {
-        let range = ByteRange::between(offset, offset.saturating_add(buf.len() as u64));
+        let range = ByteRange::of(buf, offset);
         let mut state = self.lock();
         let want = state.streams.read(range);
         self.want(&mut state, want, true, self.limits.longest_guess());

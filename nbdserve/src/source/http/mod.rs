@@ -50,6 +50,7 @@ use self::parts::Remotes;
 use self::runtime::Worker;
 use self::store::CHUNK;
 use self::transport::Transport;
+use crate::bytes::hex;
 use crate::cache::TempFile;
 use crate::source::split::Look;
 use crate::{Access, ByteRange, Cx, Device, Error, Geometry, Kind, Result};
@@ -198,7 +199,7 @@ fn identity(remote: &Remotes, url: &str) -> Option<String> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let query = query.split('#').next().unwrap_or_default();
     let digest = Sha256::digest(query.as_bytes());
-    let query: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let query = hex(&digest);
     Some(format!(
         "http\nurl {shown}\nquery {query}\netag {etag}\nsize {size}"
     ))
