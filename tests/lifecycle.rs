@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::holder::Holder;
 use common::images::{self, HELLO};
@@ -72,6 +73,30 @@ fn the_death_of_either_process_takes_the_mount_down() {
                 sandbox.assert_clean();
             }
         }
+    }
+}
+
+#[test]
+fn a_mount_that_was_written_to_goes_with_either_process_too() {
+    for role in [SUPERVISOR, SERVER] {
+        let (sandbox, image) = with_small_disk(Who::Root);
+        let point = sandbox.mount(&["--cow", "--via", "loop"], &image, "mnt");
+        // On the device, so that the kernel has heard of a change of the file below.
+        let new = fs::File::create(point.join("new")).unwrap();
+        new.set_len(1 << 16).unwrap();
+        new.sync_all().unwrap();
+        drop(new);
+        // So long the kernel believes what it was told of a file that is written to.
+        let written = Instant::now();
+        until("what is known of the file to be out of date", || {
+            written.elapsed() > Duration::from_millis(1500)
+        });
+        send_signal(pid_of(&sandbox, role), Signal::KILL);
+        until(&format!("the death of {role} unmounts"), || {
+            mount_at(&point).is_none()
+        });
+        unmount_or_gone(&sandbox, &point);
+        sandbox.assert_clean();
     }
 }
 

@@ -32,6 +32,10 @@ pub struct FileOptions {
     /// nothing but holes; a change of the file is then not noticed. Not for a writable file, whose
     /// backing could grow.
     pub backing: Option<Arc<OwnedFd>>,
+    /// A loop device stands on it, and nobody else sees it: its attributes are told to the kernel
+    /// once. The loop driver looks at them whenever it is asked what it is (`LOOP_GET_STATUS`), and a
+    /// dead server must not keep anybody from finding its device.
+    pub under_device: bool,
 }
 
 impl FileOptions {
@@ -46,6 +50,7 @@ impl FileOptions {
             permissions: 0o600,
             writable: false,
             backing: None,
+            under_device: false,
         }
     }
 }

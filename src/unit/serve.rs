@@ -200,7 +200,9 @@ impl Server {
             Means::Disk(path) => {
                 // A loop device would leave out a last sector that is not whole.
                 let padded = server::pad_to_block(volume, SECTOR)?;
-                self.show_file(padded, &path, request, &file_options(request), observer)
+                let mut options = file_options(request);
+                options.under_device = true;
+                self.show_file(padded, &path, request, &options, observer)
             }
             Means::Tree(path) => {
                 let kind = resolved

@@ -105,7 +105,7 @@ impl Shared {
     }
 
     fn reply_attr(&self, reply: ReplyAttr) {
-        let ttl = if self.image.is_writable() {
+        let ttl = if self.image.is_writable() && !self.opts.under_device {
             WRITABLE_TTL
         } else {
             FOREVER
