@@ -25,6 +25,8 @@ pub(crate) const IV_UNIT: usize = 512;
 /// What one core works on at a time: it stays in the core's own cache between being read and being
 /// decrypted.
 pub(super) const PIECE: usize = 128 << 10;
+/// A core takes part in a request when it has so much to do: a thread costs as much time as some 100 KiB.
+const WORTH_A_THREAD: usize = 512 << 10;
 
 /// A cipher, its mode and the length of its key, as a header states them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,8 +224,8 @@ impl SectorCipher {
             .active
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1);
-        let pieces = buf.len() / PIECE;
-        let workers = self.cores.checked_div(active).unwrap_or(1).min(pieces);
+        let free = self.cores.checked_div(active).unwrap_or(1);
+        let workers = free.min(buf.len() / WORTH_A_THREAD);
         // A multiple of every sector length.
         let units = u64::try_from(PIECE / IV_UNIT).unwrap_or(0);
         let len = u64::try_from(PIECE).unwrap_or(0);

@@ -75,25 +75,49 @@ struct Job<'a> {
 impl Job<'_> {
     #[inline(always)]
     fn run(self, cipher: &impl Cipher) {
-        let mut first = self.first.iter();
-        let mut left = 0_usize;
-        let mut next = Tweaks::default();
-        let mut tweaks = [Block::default(); BATCH];
-        for batch in self.blocks.chunks_mut(BATCH) {
-            let tweaks = tweaks.split_at_mut(batch.len().min(BATCH)).0;
-            for lanes in tweaks.chunks_mut(LANES) {
-                if left == 0 {
-                    next = first.next().map(Tweaks::from_first).unwrap_or_default();
-                    left = self.per_sector;
-                }
-                next.put(lanes);
-                next.advance();
-                left = left.saturating_sub(LANES);
-            }
-            xor(batch, tweaks);
-            cipher.run(batch);
-            xor(batch, tweaks);
+        let mut tweaks = Row {
+            first: self.first.iter(),
+            per_sector: self.per_sector,
+            left: 0,
+            next: Tweaks::default(),
+        };
+        // Of a known length: that makes one row of instructions of all its loops.
+        let (batches, rest) = self.blocks.as_chunks_mut::<BATCH>();
+        for batch in batches {
+            tweaks.apply(batch, cipher);
         }
+        tweaks.apply(rest, cipher);
+    }
+}
+
+/// The tweaks of all blocks, in order.
+struct Row<'a> {
+    first: std::slice::Iter<'a, Block>,
+    per_sector: usize,
+    /// Blocks of this sector that are still to come.
+    left: usize,
+    next: Tweaks,
+}
+
+impl Row<'_> {
+    /// Does the next blocks, of which there are at most [`BATCH`].
+    #[inline(always)]
+    fn apply(&mut self, blocks: &mut [Block], cipher: &impl Cipher) {
+        let mut tweaks = [Block::default(); BATCH];
+        let used = blocks.len().div_ceil(LANES);
+        for lanes in tweaks.as_chunks_mut().0.iter_mut().take(used) {
+            if self.left == 0 {
+                let first = self.first.next();
+                self.next = first.map(Tweaks::from_first).unwrap_or_default();
+                self.left = self.per_sector;
+            }
+            self.next.put(lanes);
+            self.next.advance();
+            self.left = self.left.saturating_sub(LANES);
+        }
+        xor(blocks, &tweaks);
+        cipher.run(blocks);
+        xor(blocks, &tweaks);
     }
 }
 
@@ -182,7 +206,7 @@ impl Tweaks {
 
     /// Writes them down.
     #[inline(always)]
-    fn put(&self, blocks: &mut [Block]) {
+    fn put(&self, blocks: &mut [Block; LANES]) {
         let halves = self.low.iter().zip(&self.high);
         for (block, (low, high)) in blocks.iter_mut().zip(halves) {
             block.0 = (u128::from(*low) | (u128::from(*high) << 64)).to_le_bytes();
