@@ -1,10 +1,13 @@
 //! The contract between sources, layers and targets.
 
 use std::fmt::Debug;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::stats::BlockStats;
+use crate::sys::memory::Area;
 use crate::{ByteRange, Cx, Extents, Result};
 
 /// How a device likes to be used. All figures are bytes.
@@ -95,6 +98,30 @@ pub struct Cost {
     pub kept: Keeping,
 }
 
+/// Bytes of a device that are not copied: they stay in memory as long as somebody has them.
+#[derive(Debug)]
+pub struct Lent {
+    area: Arc<Area>,
+    range: Range<usize>,
+}
+
+impl Lent {
+    /// A part of an area; `None` when it is not there yet.
+    pub(crate) fn new(area: Arc<Area>, range: Range<usize>) -> Option<Self> {
+        area.get(range.clone())?;
+        Some(Self { area, range })
+    }
+}
+
+impl Deref for Lent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // What is there stays.
+        self.area.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
 /// A source or a layer: bytes at offsets, readable by many threads at once.
 ///
 /// Only [`crate::Volume`] calls these methods. It guarantees for every call: the range lies within
@@ -112,6 +139,16 @@ pub trait Device: Send + Sync + Debug {
     /// # Errors
     /// Any failure; `buf` is then undefined. There are no short reads.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// As [`Self::read_at`], for a device that has just these bytes in a row in its memory: they are
+    /// not copied. `None`, at once, when it has not.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>> {
+        let _ = range;
+        Ok(None)
+    }
 
     /// Says which parts of `range` are holes or read as zeroes, by pushing onto `out` from
     /// `range.start()` on. May stop early, and should once `out` is full; what is not covered

@@ -35,7 +35,7 @@ mod volume;
 
 pub use cx::Cx;
 pub use device::{
-    Access, Cost, Device, Done, Geometry, Index, Keeping, WriteFeatures, Writer, ZeroOpts,
+    Access, Cost, Device, Done, Geometry, Index, Keeping, Lent, WriteFeatures, Writer, ZeroOpts,
 };
 pub use error::{Error, Kind, Result};
 pub use extents::{Extent, ExtentFlags, Extents};

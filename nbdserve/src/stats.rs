@@ -74,8 +74,21 @@ impl Requests {
 
     /// Carries out and counts a request for `bytes` bytes.
     pub(crate) fn count<T>(&self, bytes: u64, request: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.count_if(bytes, request, |_| true)
+    }
+
+    /// As [`Self::count`], but does not count what comes to something that is not `counted`.
+    pub(crate) fn count_if<T>(
+        &self,
+        bytes: u64,
+        request: impl FnOnce() -> Result<T>,
+        counted: impl FnOnce(&Result<T>) -> bool,
+    ) -> Result<T> {
         let begun = Instant::now();
         let result = request();
+        if !counted(&result) {
+            return result;
+        }
         let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // bucket() is below BUCKETS.
         self.took[bucket(nanos)].fetch_add(1, Ordering::Relaxed);

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::stats::{Requests, VolumeStats};
 use crate::{
-    ByteRange, Cost, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Result, Writer,
-    ZeroOpts,
+    ByteRange, Cost, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Lent, Result,
+    Writer, ZeroOpts,
 };
 
 /// Most runs in one extents answer: NBD allows 2^20 in a reply, a quarter of that is 10 MiB here.
@@ -99,6 +99,27 @@ impl Volume {
             }
         };
         let result = self.inner.reads.count(range.len(), read);
+        result.map_err(|error| self.named(error))
+    }
+
+    /// As [`Self::read_at`] of `len` bytes, without a copy where the device has them in a row in its
+    /// memory; `None` where it has not.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub fn lend(&self, offset: u64, len: usize) -> Result<Option<Lent>> {
+        let range = self.check(offset, len as u64)?;
+        if range.is_empty()
+            || self.align_in(range) != range
+            || range.len() > self.inner.geometry.max_request
+        {
+            return Ok(None);
+        }
+        let lend = || self.inner.device.lend(range);
+        let result = self
+            .inner
+            .reads
+            .count_if(range.len(), lend, |lent| !matches!(lent, Ok(None)));
         result.map_err(|error| self.named(error))
     }
 

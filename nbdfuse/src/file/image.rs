@@ -1,6 +1,8 @@
 //! What a file of fixed size does on top of a volume.
 
-use nbdserve::{Access, ByteRange, Done, Error, Kind, Result, Volume, VolumeWriter, ZeroOpts};
+use nbdserve::{
+    Access, ByteRange, Done, Error, Kind, Lent, Result, Volume, VolumeWriter, ZeroOpts,
+};
 
 /// Runs looked at in one step of a search, and to count allocated bytes.
 const EXTENTS_STEP: usize = 1024;
@@ -53,6 +55,14 @@ impl Image {
             return Ok(());
         }
         self.volume.read_at(buf, offset)
+    }
+
+    /// As [`Self::read`], where it can be done without a copy.
+    pub(crate) fn lend(&self, offset: u64, len: usize) -> Result<Option<Lent>> {
+        if len == 0 {
+            return Ok(None);
+        }
+        self.volume.lend(offset, len)
     }
 
     /// Writes what fits and says how much that was.

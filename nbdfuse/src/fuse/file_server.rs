@@ -115,6 +115,11 @@ impl Shared {
 
     fn read(&self, offset: u64, size: u32, reply: ReplyData) {
         let len = self.image.clip(offset, size as usize);
+        match self.image.lend(offset, len) {
+            Ok(Some(lent)) => return reply.data(&lent),
+            Ok(None) => {}
+            Err(error) => return reply.error(self.report("read", &error)),
+        }
         self.buffers
             .with(len, |buf| match self.image.read(buf, offset) {
                 Ok(()) => reply.data(buf),

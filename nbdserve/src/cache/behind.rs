@@ -10,8 +10,8 @@ use crate::bytes::is_zero;
 use crate::sys::memory::Memory;
 use crate::{Error, Kind, Result};
 
-/// Pieces that may be on their way: one that is filled, two that wait to be stored.
-const PIECES: usize = 3;
+/// Pieces that may be on their way: one that is filled, the others wait to be stored.
+const PIECES: usize = 8;
 /// A shorter pass is not worth a thread.
 const WORTH: u64 = 4 << 20;
 
@@ -103,6 +103,6 @@ pub(super) fn store(block: &Block, start: u64, bytes: &[u8]) -> Result<()> {
     } else {
         file.write(bytes, base + start)?;
     }
-    block.publish_stored(start, bytes.len(), zero);
+    block.publish(start, bytes.len(), zero);
     Ok(())
 }

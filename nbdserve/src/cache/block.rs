@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::backing::{Backing, Copied};
 use super::budget::Reservation;
-use crate::sys::memory::Memory;
-use crate::{Error, Kind, Result};
+use crate::sys::memory::{Area, Filling};
+use crate::{Error, Kind, Lent, Result};
 
 /// Bytes of a piece; the last one of a block may be shorter.
 pub(super) const PIECE: usize = 256 << 10;
@@ -16,23 +16,13 @@ pub(super) const PIECE_BYTES: u64 = PIECE as u64;
 /// A wait looks this often whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Decoded bytes of a piece.
-#[derive(Debug)]
-pub(super) enum Piece {
-    /// All zero: no memory.
-    Zero,
-    Data(Memory),
-}
-
 /// Where the pieces of a block are kept.
 #[derive(Debug)]
 pub(super) enum Store {
-    Memory(Box<[OnceLock<Piece>]>),
+    /// In a row, from when its decoding begins.
+    Memory(OnceLock<Arc<Area>>),
     /// In a file, the first byte at `base`.
-    File {
-        file: Arc<Backing>,
-        base: u64,
-    },
+    File { file: Arc<Backing>, base: u64 },
 }
 
 /// A block of decoded bytes, complete or not.
@@ -61,7 +51,7 @@ struct State {
     asked: bool,
     /// Bytes were given to a reader before the check was known.
     served: bool,
-    /// Which pieces are zero, a bit each. For [`Store::File`] only.
+    /// Which pieces are zero, a bit each.
     zero: Vec<u64>,
 }
 
@@ -98,9 +88,7 @@ pub(super) struct Patience<'a> {
 
 impl Block {
     pub(super) fn in_memory(len: u64) -> Self {
-        let pieces = len.div_ceil(PIECE_BYTES);
-        let store = (0..pieces).map(|_| OnceLock::new()).collect();
-        Self::new(len, Store::Memory(store))
+        Self::new(len, Store::Memory(OnceLock::new()))
     }
 
     pub(super) fn in_file(len: u64, file: Arc<Backing>, base: u64) -> Self {
@@ -193,8 +181,24 @@ impl Block {
         self.lock().ready
     }
 
-    /// Makes the next piece in a file readable.
-    pub(super) fn publish_stored(&self, start: u64, len: usize, zero: bool) {
+    /// Memory for the bytes, given once, to who decodes. `None` for a block in a file.
+    ///
+    /// # Errors
+    /// `Limit` when there is no memory.
+    pub(super) fn fill(&self) -> Result<Option<Filling>> {
+        let Store::Memory(place) = &self.store else {
+            return Ok(None);
+        };
+        let no_memory = || Error::new(Kind::Limit, "there is no memory for decoded bytes");
+        let len = usize::try_from(self.len).map_err(|_| no_memory())?;
+        let (area, filling) = Area::start(len).ok_or_else(no_memory)?;
+        let taken = || Error::new(Kind::Io, "a block is decoded twice at the same time");
+        place.set(area).map_err(|_| taken())?;
+        Ok(Some(filling))
+    }
+
+    /// Makes the next piece readable, which is in its place.
+    pub(super) fn publish(&self, start: u64, len: usize, zero: bool) {
         let index = start / PIECE_BYTES;
         let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
         let mut state = self.lock();
@@ -205,19 +209,6 @@ impl Block {
             state.zero[word] |= 1 << (index % 64);
         }
         self.advance(state, start, len);
-    }
-
-    /// Makes the next piece in memory readable.
-    pub(super) fn publish(&self, start: u64, len: usize, piece: Piece) {
-        if let Store::Memory(pieces) = &self.store
-            && let Some(slot) = usize::try_from(start / PIECE_BYTES)
-                .ok()
-                .and_then(|index| pieces.get(index))
-        {
-            // One thread decodes a block, each piece once.
-            let _ = slot.set(piece);
-        }
-        self.advance(self.lock(), start, len);
     }
 
     fn advance(&self, mut state: MutexGuard<'_, State>, start: u64, len: usize) {
@@ -342,45 +333,60 @@ impl Block {
     /// When the block turned out to be corrupt meanwhile, or the temp file cannot be read.
     pub(super) fn copy(&self, skip: u64, buf: &mut [u8]) -> Result<Copied> {
         let done = self.is_done();
-        let mut at = skip;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let inside = at % PIECE_BYTES;
-            // Less than a piece.
-            let inside_piece = inside as usize;
-            let len = rest.len().min(PIECE - inside_piece);
-            let (part, after) = rest.split_at_mut(len);
-            match &self.store {
-                Store::Memory(pieces) => {
-                    let index = usize::try_from(at / PIECE_BYTES).unwrap_or(usize::MAX);
-                    match pieces.get(index).and_then(OnceLock::get) {
-                        Some(Piece::Zero) => part.fill(0),
-                        Some(Piece::Data(bytes)) => {
-                            part.copy_from_slice(&bytes[inside_piece..inside_piece + len]);
-                        }
-                        None => return Err(Error::new(Kind::Io, "a decoded piece is missing")),
-                    }
-                }
-                Store::File { file, base } => {
-                    if self.stored_zero(at) {
-                        part.fill(0);
-                    } else {
-                        match file.read(part, base + at)? {
-                            Copied::Yes => {}
-                            // Not lost, if they were taken away because they are wrong.
-                            Copied::Lost => return self.check_corrupt().map(|()| Copied::Lost),
-                        }
-                    }
+        match &self.store {
+            Store::Memory(place) => {
+                let bytes = place
+                    .get()
+                    .and_then(|area| area.get(within(skip, buf.len())));
+                let missing = || Error::new(Kind::Io, "a decoded piece is missing");
+                buf.copy_from_slice(bytes.ok_or_else(missing)?);
+            }
+            Store::File { file, base } => {
+                if let Copied::Lost = self.copy_stored(file, *base, skip, buf)? {
+                    // Not lost, if they were taken away because they are wrong.
+                    return self.check_corrupt().map(|()| Copied::Lost);
                 }
             }
-            at += len as u64;
-            rest = after;
         }
         if !done {
             // The check may have failed while the bytes were copied.
             self.check_corrupt()?;
         }
         Ok(Copied::Yes)
+    }
+
+    fn copy_stored(&self, file: &Backing, base: u64, skip: u64, buf: &mut [u8]) -> Result<Copied> {
+        let mut at = skip;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let inside = at % PIECE_BYTES;
+            // Less than a piece.
+            let len = rest.len().min(PIECE - inside as usize);
+            let (part, after) = rest.split_at_mut(len);
+            if self.stored_zero(at) {
+                part.fill(0);
+            } else if let Copied::Lost = file.read(part, base + at)? {
+                return Ok(Copied::Lost);
+            }
+            at += len as u64;
+            rest = after;
+        }
+        Ok(Copied::Yes)
+    }
+
+    /// Lends bytes that a successful [`Self::wait`] covers. `None` when they are in a file.
+    ///
+    /// # Errors
+    /// When the block turned out to be corrupt meanwhile.
+    pub(super) fn lend(&self, skip: u64, len: usize) -> Result<Option<Lent>> {
+        let Store::Memory(place) = &self.store else {
+            return Ok(None);
+        };
+        if !self.is_done() {
+            self.check_corrupt()?;
+        }
+        let area = place.get();
+        Ok(area.and_then(|area| Lent::new(Arc::clone(area), within(skip, len))))
     }
 
     /// # Errors
@@ -415,6 +421,17 @@ impl Block {
             .is_some_and(|word| word >> (index % 64) & 1 == 1)
     }
 
+    /// Where the pieces begin that are zero, and how long they are.
+    pub(super) fn zeroes(&self) -> Vec<(u64, usize)> {
+        let starts = (0..self.len).step_by(PIECE);
+        let zeroes = starts.filter(|start| self.stored_zero(*start));
+        let piece = |start: u64| {
+            let len = usize::try_from(self.len - start).unwrap_or(PIECE);
+            (start, len.min(PIECE))
+        };
+        zeroes.map(piece).collect()
+    }
+
     /// The end of the run of equal pieces at `at`, looked for up to `until`, and whether it is
     /// known to be zero. Counts as serving those bytes.
     pub(super) fn run(&self, at: u64, until: u64, verify: bool) -> (u64, bool) {
@@ -432,24 +449,20 @@ impl Block {
         if at >= known {
             return (self.len, false);
         }
-        let zero = self.is_zero_piece(at);
+        let zero = self.stored_zero(at);
         let known = known.min(until.max(at.saturating_add(1)));
         let mut end = at;
-        while end < known && self.is_zero_piece(end) == zero {
+        while end < known && self.stored_zero(end) == zero {
             end = (end / PIECE_BYTES + 1) * PIECE_BYTES;
         }
         (end.min(known), zero)
     }
+}
 
-    fn is_zero_piece(&self, at: u64) -> bool {
-        match &self.store {
-            Store::Memory(pieces) => usize::try_from(at / PIECE_BYTES)
-                .ok()
-                .and_then(|index| pieces.get(index)?.get())
-                .is_some_and(|piece| matches!(piece, Piece::Zero)),
-            Store::File { .. } => self.stored_zero(at),
-        }
-    }
+/// The bytes of an area from `skip` on.
+fn within(skip: u64, len: usize) -> std::ops::Range<usize> {
+    let start = usize::try_from(skip).unwrap_or(usize::MAX);
+    start..start.saturating_add(len)
 }
 
 /// Whether asking again may help: the failure is not in the image.
@@ -513,7 +526,10 @@ mod tests {
     fn bytes_given_early_are_remembered_as_served() {
         let block = Block::in_memory(2 * PIECE_BYTES);
         assert!(block.claim());
-        block.publish(0, PIECE, Piece::Zero);
+        let mut filling = block.fill().unwrap().unwrap();
+        filling.advance(PIECE);
+        filling.publish(PIECE);
+        block.publish(0, PIECE, false);
         let waited = block.wait(PIECE_BYTES, &patience(Duration::from_secs(1)));
         assert_eq!(waited.map_err(|e| e.kind()), Ok(Waited::Ready));
         assert!(block.fail(Error::new(Kind::Corrupt, "check")));

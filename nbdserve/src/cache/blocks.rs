@@ -17,7 +17,7 @@ use super::pool::{Pool, Priority};
 use super::streams::Streams;
 use super::whole::Stored;
 use crate::stats::BlockStats;
-use crate::{ByteRange, Cx, Error, Kind, Result};
+use crate::{ByteRange, Cx, Error, Kind, Lent, Result};
 
 /// A block longer than this part of the budget is decoded into a temp file.
 const HUGE_PART: u64 = 4;
@@ -250,6 +250,25 @@ impl Blocks {
             Kind::Io,
             format!("{what}: what was decoded gets lost each time"),
         ))
+    }
+
+    /// Whether there may be something to lend of a block.
+    #[must_use]
+    pub fn lends(&self, number: u64) -> bool {
+        !self.shared.is_zero(number) && !self.shared.is_in_file(number)
+    }
+
+    /// As [`Self::read`], without a copy. `None` where there is nothing to lend: the bytes are in a
+    /// file, or are zero.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn lend(&self, number: u64, skip: u64, len: usize) -> Result<Option<Lent>> {
+        if !self.lends(number) {
+            return Ok(None);
+        }
+        let block = self.wait(number, skip.saturating_add(len as u64), Purpose::Read)?;
+        block.lend(skip, len)
     }
 
     /// The block, decoded up to `end`.

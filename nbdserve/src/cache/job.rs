@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use super::Sink;
 use super::behind::{self, Behind};
-use super::block::{Block, PIECE, PIECE_BYTES, Piece, Store, may_pass};
+use super::block::{Block, PIECE, PIECE_BYTES, Store, may_pass};
 use super::blocks::{Blocks, Shared};
 use super::budget::{Class, Reservation};
 use crate::bytes::is_zero;
 use crate::cx::Pass;
-use crate::sys::memory::Memory;
+use crate::sys::memory::{Filling, Memory, Room};
 use crate::{Error, Kind, Result};
 
 /// What a finished block takes beside its bytes: its entries in the cache, rounded up.
 const BLOCK_OVERHEAD: u64 = 512;
+/// Zeroes are taken out of memory when data are less than one part in this many: that costs time, and so
+/// does memory with gaps when it is used again.
+const SPARSE: u64 = 2;
 /// Progress of a long pass is told this often.
 pub(super) const TELL: Duration = Duration::from_millis(300);
 
@@ -44,10 +47,13 @@ pub struct Job<'a> {
 struct Running {
     memory: Reservation,
     decoder_bytes: u64,
-    /// Bytes decoded.
+    /// Bytes published.
     at: u64,
-    /// The piece that is being filled, and how far; made when it is needed.
+    /// Where the bytes go of a block that stays in memory.
+    area: Option<Filling>,
+    /// The piece that is being filled of another one; made when it is needed.
     piece: Option<Memory>,
+    /// Bytes that are not published.
     filled: usize,
     /// Bytes of pieces that are not zero.
     kept: u64,
@@ -86,8 +92,8 @@ impl<'a> Job<'a> {
             let pieces = PIECE_BYTES.saturating_add(Behind::memory(self.block.len()));
             (Class::Pass, decoder_bytes.saturating_add(pieces))
         } else {
-            // Pieces are allocated as they come; a claim that is too long for memory is decoded
-            // into a temp file instead, so this is at most a quarter of the budget.
+            // What is too long for memory is decoded into a temp file instead, so this is at most a
+            // quarter of the budget.
             (
                 Class::Block,
                 decoder_bytes
@@ -101,6 +107,14 @@ impl<'a> Job<'a> {
         if !self.block.claim() {
             return Ok(false);
         }
+        let area = match self.block.fill() {
+            Ok(area) => area,
+            Err(error) => {
+                // Claimed: nobody else will say so.
+                self.fail_claimed(error.clone());
+                return Err(error);
+            }
+        };
         shared.used.decodes.fetch_add(1, Ordering::Relaxed);
         if self.is_pass() {
             shared.cx.observer.begins(&Pass {
@@ -113,6 +127,7 @@ impl<'a> Job<'a> {
             memory,
             decoder_bytes,
             at: 0,
+            area,
             piece: None,
             filled: 0,
             kept: 0,
@@ -189,22 +204,39 @@ impl<'a> Job<'a> {
         let Some(running) = &mut self.running else {
             return Ok(&mut []);
         };
-        let left = len - running.at;
+        let left = usize::try_from(len - running.at)
+            .unwrap_or(PIECE)
+            .min(PIECE);
+        if let Some(area) = &mut running.area {
+            let spare = area.spare();
+            let end = spare.len().min(left.saturating_sub(running.filled));
+            return Ok(&mut spare[..end]);
+        }
         let piece = match &mut running.piece {
             Some(piece) => piece,
             empty => {
-                let len = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
                 let what = "there is no memory for decoded bytes";
-                let piece = Memory::new(len).ok_or_else(|| Error::new(Kind::Limit, what))?;
+                let piece = Memory::new(left).ok_or_else(|| Error::new(Kind::Limit, what))?;
                 empty.insert(piece)
             }
         };
         // The last piece of a pass is used for what is shorter.
-        let end = piece.len().min(usize::try_from(left).unwrap_or(PIECE));
+        let end = piece.len().min(left);
         Ok(&mut piece[running.filled..end])
     }
 
-    /// `len` bytes of [`Self::spare`] were filled.
+    /// All of the block's memory, for a decoder that writes there and looks back into it; then
+    /// [`Self::advance`] tells how far it came. `None` when the block does not stay in memory.
+    ///
+    /// # Errors
+    /// When the unit is being taken down.
+    pub fn room(&mut self) -> Result<Option<Room<'_>>> {
+        self.shared.check()?;
+        let area = self.running.as_mut().and_then(|one| one.area.as_mut());
+        Ok(area.map(Filling::room))
+    }
+
+    /// `len` bytes of [`Self::spare`] or [`Self::room`] were filled.
     ///
     /// # Errors
     /// When they cannot be stored.
@@ -213,9 +245,16 @@ impl<'a> Job<'a> {
         let Some(running) = &mut self.running else {
             return Ok(());
         };
+        if let Some(area) = &mut running.area {
+            area.advance(len);
+        }
         running.filled += len;
-        let reached = running.at + running.filled as u64;
-        if running.filled == PIECE || (reached == block_len && running.filled > 0) {
+        while let Some(running) = &self.running {
+            let reached = running.at + running.filled as u64;
+            let is_last = reached == block_len && running.filled > 0;
+            if running.filled < PIECE && !is_last {
+                break;
+            }
             self.publish()?;
         }
         Ok(())
@@ -239,31 +278,23 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Publishes the next piece.
     fn publish(&mut self) -> Result<()> {
         let Some(running) = &mut self.running else {
             return Ok(());
         };
-        let (start, len) = (running.at, running.filled);
-        let Some(full) = &running.piece else {
-            return Ok(());
-        };
-        match &self.block.store {
-            Store::Memory(_) => {
-                let zero = is_zero(&full[..len]);
-                let left = self.block.len() - start - len as u64;
-                let piece = if zero {
-                    Piece::Zero
-                } else {
-                    running.kept += len as u64;
-                    running.piece.take().map_or(Piece::Zero, Piece::Data)
-                };
-                // A piece is as long as what it holds: one for the end may be shorter.
-                if left < PIECE_BYTES {
-                    running.piece = None;
-                }
-                self.block.publish(start, len, piece);
+        let (start, len) = (running.at, running.filled.min(PIECE));
+        if let Some(area) = &mut running.area {
+            // It is in memory.
+            let place = start as usize;
+            let zero = is_zero(area.written(place, len));
+            if !zero {
+                running.kept += len as u64;
             }
-            Store::File { .. } => match (running.behind.take(), running.piece.take()) {
+            area.publish(place + len);
+            self.block.publish(start, len, zero);
+        } else {
+            match (running.behind.take(), running.piece.take()) {
                 (Some(behind), Some(piece)) => {
                     running.piece = behind.give(start, piece, len);
                     if running.piece.is_none() {
@@ -276,10 +307,10 @@ impl<'a> Job<'a> {
                     behind::store(self.block, start, &bytes[..len])?;
                     running.piece = piece;
                 }
-            },
+            }
         }
         running.at += len as u64;
-        running.filled = 0;
+        running.filled -= len;
         self.shared.cx.cache.beat();
         if self.is_pass() {
             self.tell();
@@ -340,7 +371,17 @@ impl<'a> Job<'a> {
             self.block.finish(None);
             self.shared.cx.cache.remove(key, self.block);
         } else {
-            running.memory.settle(running.kept + BLOCK_OVERHEAD);
+            let mut kept = self.block.len();
+            if running.kept < kept / SPARSE
+                && let Some(area) = &mut running.area
+            {
+                for (start, len) in self.block.zeroes() {
+                    // It is in memory.
+                    area.forget_zeroes(start as usize, len);
+                }
+                kept = running.kept;
+            }
+            running.memory.settle(kept + BLOCK_OVERHEAD);
             self.block.finish(Some(running.memory));
             self.shared.cx.cache.finished(key, self.block);
         }
@@ -351,6 +392,11 @@ impl<'a> Job<'a> {
         if self.running.take().is_none() && !self.block.claim() {
             return;
         }
+        self.fail_claimed(error);
+    }
+
+    /// [`Self::fail`], of a block that is claimed.
+    fn fail_claimed(&self, error: Error) {
         let stopped = self.shared.check().is_err();
         let lasting = !may_pass(&error) && !stopped;
         if lasting && !self.is_pass() {
@@ -386,6 +432,10 @@ impl Sink for Job<'_> {
 
     fn advance(&mut self, len: usize) -> Result<()> {
         Job::advance(self, len)
+    }
+
+    fn room(&mut self) -> Result<Option<Room<'_>>> {
+        Job::room(self)
     }
 
     fn beat(&self) -> Result<()> {

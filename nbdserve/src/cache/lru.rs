@@ -14,10 +14,10 @@ use crate::Result;
 /// A wait for memory looks this often whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Of the budget, one part in this many is for blocks that a stream has passed (see
-/// [`BlockCache::passed`]), and at least so many bytes.
-const PASSED_PART: u64 = 8;
-const PASSED_LEAST: u64 = 64 << 20;
+/// So many bytes of the budget are for blocks that a stream has passed (see
+/// [`BlockCache::passed`]): enough for readers that are a little apart, and no more memory than a
+/// stream uses again and again.
+const PASSED_MOST: u64 = 32 << 20;
 
 /// Bytes of decoded blocks that are kept when nothing is read.
 const RESTING: u64 = 4 << 20;
@@ -61,7 +61,7 @@ struct Entry {
     block: Arc<Block>,
     /// The key in `order`; `None` until the block is finished.
     used: Option<u64>,
-    /// It is in `passed`, too.
+    /// It is in `passed`, too, or will be when it is finished.
     passed: bool,
 }
 
@@ -173,8 +173,17 @@ impl BlockCache {
     pub(super) fn finished(&self, key: Key, block: &Arc<Block>) {
         let mut state = self.lock();
         let here = state.blocks.get(&key);
-        if here.is_some_and(|entry| Arc::ptr_eq(&entry.block, block)) {
-            state.mark_used(key);
+        let Some(entry) = here.filter(|entry| Arc::ptr_eq(&entry.block, block)) else {
+            return;
+        };
+        let passed = entry.passed;
+        state.mark_used(key);
+        if passed {
+            // By a reader that did not wait for the end.
+            state.mark_passed(key);
+            let gone = state.shed_passed();
+            drop(state);
+            drop(gone);
         }
     }
 
@@ -183,15 +192,9 @@ impl BlockCache {
     /// is read in order is hardly ever read again from here, and memory that was just used is faster
     /// than new memory.
     pub(super) fn passed(&self, key: Key) {
-        let most = (self.budget() / PASSED_PART).max(PASSED_LEAST);
         let mut state = self.lock();
         state.mark_passed(key);
-        let mut gone = Vec::new();
-        while state.passed_bytes > most
-            && let Some((_, key)) = state.passed.pop_first()
-        {
-            gone.extend(state.remove(key));
-        }
+        let gone = state.shed_passed();
         drop(state);
         drop(gone);
     }
@@ -296,7 +299,10 @@ impl State {
     fn touch(&mut self, key: Key) -> Option<Arc<Block>> {
         let entry = self.blocks.get(&key)?;
         let block = Arc::clone(&entry.block);
-        if entry.passed || entry.used.is_some_and(|used| used != self.clock) {
+        if entry
+            .used
+            .is_some_and(|used| entry.passed || used != self.clock)
+        {
             self.mark_used(key);
         }
         Some(block)
@@ -307,12 +313,22 @@ impl State {
             return;
         };
         if let Some(used) = entry.used
-            && !entry.passed
+            && self.passed.insert(used, key).is_none()
         {
-            entry.passed = true;
-            self.passed.insert(used, key);
             self.passed_bytes = self.passed_bytes.saturating_add(entry.block.len());
         }
+        entry.passed = true;
+    }
+
+    /// Takes out the oldest of the passed blocks that are too many.
+    fn shed_passed(&mut self) -> Vec<Entry> {
+        let mut gone = Vec::new();
+        while self.passed_bytes > PASSED_MOST
+            && let Some((_, key)) = self.passed.pop_first()
+        {
+            gone.extend(self.remove(key));
+        }
+        gone
     }
 
     fn forget_passed(&mut self, used: u64, entry: &Block) {
@@ -411,17 +427,17 @@ mod tests {
                 cache.passed(key(number));
             }
         }
-        assert_eq!(cache.used(), (128 + 8) * mib);
+        assert_eq!(cache.used(), (32 + 8) * mib);
         let here = |number| cache.peek(key(number)).is_some();
-        assert_eq!([1000, 83, 84, 99].map(here), [true, false, true, true]);
+        assert_eq!([1000, 95, 96, 99].map(here), [true, false, true, true]);
         // Another reader: this one stays.
-        assert!(!cache.get_or_create(key(84), || panic!()).unwrap().1);
+        assert!(!cache.get_or_create(key(96), || panic!()).unwrap().1);
         for number in 100..200 {
             put(&cache, number, 8 * mib);
             cache.passed(key(number));
         }
-        assert_eq!([1000, 84, 99, 199].map(here), [true, true, false, true]);
-        assert_eq!(cache.used(), (128 + 16) * mib);
+        assert_eq!([1000, 96, 99, 199].map(here), [true, true, false, true]);
+        assert_eq!(cache.used(), (32 + 16) * mib);
         cache.forget(0);
         assert_eq!((cache.used(), cache.lock().passed_bytes), (0, 0));
     }

@@ -27,6 +27,7 @@ mod streams;
 mod temp;
 mod whole;
 
+pub use crate::sys::memory::Room;
 pub use blocks::{Blocks, Decode, Huge};
 pub use job::Job;
 pub(crate) use kept::Kept;
@@ -43,11 +44,20 @@ pub trait Sink {
     /// When the unit is being taken down.
     fn spare(&mut self) -> crate::Result<&mut [u8]>;
 
-    /// `len` bytes of [`Self::spare`] were filled.
+    /// `len` bytes of [`Self::spare`] or [`Self::room`] were filled.
     ///
     /// # Errors
     /// When they cannot be stored.
     fn advance(&mut self, len: usize) -> crate::Result<()>;
+
+    /// All memory that there is, for a decoder that writes there and looks back into it; `None` where
+    /// the bytes are taken away as they come.
+    ///
+    /// # Errors
+    /// When the unit is being taken down.
+    fn room(&mut self) -> crate::Result<Option<Room<'_>>> {
+        Ok(None)
+    }
 
     /// A sign of life: input has come. To be called for each request to the volume below.
     ///

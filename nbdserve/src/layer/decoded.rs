@@ -12,8 +12,8 @@ use twox_hash::XxHash3_64;
 use crate::cache::{Blocks, Decode, Huge, Kept, Stored};
 use crate::stats::BlockStats;
 use crate::{
-    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Result,
-    Volume,
+    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Lent,
+    Result, Volume,
 };
 
 /// An image up to this size is decoded as a whole in no time, so its access counts as random.
@@ -342,6 +342,25 @@ impl<L: Layout> Device for Decoded<L> {
             rest = later;
         }
         Ok(())
+    }
+
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>> {
+        let lends =
+            |block: &(u64, ByteRange)| block.1.contains(range) && self.blocks.lends(block.0);
+        let Some((number, block)) = self.covering(range).next().filter(lends) else {
+            return Ok(None);
+        };
+        let passes = self.begin(range) && self.layout.is_fast();
+        let skip = range.start().saturating_sub(block.start());
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        let lent = self.blocks.lend(number, skip, len)?;
+        if lent.is_some() {
+            self.learn(number, block);
+            if passes {
+                self.blocks.passed(number);
+            }
+        }
+        Ok(lent)
     }
 
     /// What is decoded is known piece by piece. Of the rest, blocks that shrank so much that they

@@ -2,8 +2,8 @@
 
 use crate::stats::BlockStats;
 use crate::{
-    ByteRange, Device, Done, Error, Extents, Geometry, Kind, Result, Volume, WriteFeatures, Writer,
-    ZeroOpts,
+    ByteRange, Device, Done, Error, Extents, Geometry, Kind, Lent, Result, Volume, WriteFeatures,
+    Writer, ZeroOpts,
 };
 
 /// The bytes `range` of a volume, from offset zero on. Writes go through, unless it was made
@@ -97,6 +97,12 @@ impl Device for Window {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.below.read_at(buf, self.below(offset))
+    }
+
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>> {
+        // As long as a slice of the caller's.
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        self.below.lend(self.below(range.start()), len)
     }
 
     fn extents(&self, _range: ByteRange, out: &mut Extents) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Zeroes after the end, so that a block device loses no tail.
 
 use crate::{
-    ByteRange, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Result, Volume,
+    ByteRange, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Lent, Result, Volume,
     WriteFeatures, Writer, ZeroOpts,
 };
 
@@ -75,6 +75,14 @@ impl Device for Padded {
             return Ok(());
         }
         self.inner.read_at(stored, offset)
+    }
+
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>> {
+        if self.stored(range) != range {
+            return Ok(None);
+        }
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        self.inner.lend(range.start(), len)
     }
 
     fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {

@@ -43,6 +43,8 @@ pub struct File {
     /// Set for regular files.
     stamp: Option<Stamp>,
     preferred_block: u32,
+    /// One past the last byte that the kernel was told of.
+    told: AtomicU64,
     /// Why the file is no longer the one that was opened: every later read fails with it.
     changed: OnceLock<Error>,
     /// Why written data may be lost: the kernel reports it to one fdatasync only.
@@ -142,6 +144,7 @@ impl File {
             size: AtomicU64::new(size),
             stamp: regular.then(|| Stamp::of(&stat)),
             preferred_block: block.clamp(512, 1 << 20).next_power_of_two(),
+            told: AtomicU64::new(0),
             changed: OnceLock::new(),
             unsynced: OnceLock::new(),
         })
@@ -367,9 +370,18 @@ impl Device for File {
     }
 
     fn will_need(&self, range: ByteRange) {
-        if let Some(len) = NonZeroU64::new(range.len().min(LONGEST_HINT)) {
+        let end = range.end().min(range.start().saturating_add(LONGEST_HINT));
+        // Readers who go forward say again and again what lies before them, and the kernel would look for
+        // each of its pages.
+        let told = self.told.swap(end, Ordering::Relaxed);
+        let start = if (range.start()..=end).contains(&told) {
+            told
+        } else {
+            range.start()
+        };
+        if let Some(len) = NonZeroU64::new(end.saturating_sub(start)) {
             // A hint: what it cannot do, the read will.
-            let _ = rustix::fs::fadvise(&self.fd, range.start(), Some(len), Advice::WillNeed);
+            let _ = rustix::fs::fadvise(&self.fd, start, Some(len), Advice::WillNeed);
         }
     }
 

@@ -1,20 +1,29 @@
 //! Memory for decoded bytes: mappings that are used again and again.
 //!
 //! A fresh mapping costs a page fault for each of its pages, which all in all takes longer than a
-//! fast codec takes to fill them. So the pages come with the mapping, in one call, and mappings
-//! that are not in use are kept for whoever comes next.
+//! fast codec takes to fill them. So the pages come with the mapping, in one call, long mappings
+//! have huge pages, and mappings that are not in use are kept for whoever comes next.
 
-use std::ops::{Deref, DerefMut};
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libc::c_void;
 
 /// Less than this is left to the heap.
 const SMALL: usize = 128 << 10;
 /// Bytes of mappings that are kept for the next use.
-const SPARE: usize = 8 << 20;
+const SPARE: usize = 16 << 20;
+/// From this length on a mapping is worth huge pages.
+const HUGE: usize = 2 << 20;
+/// The pages of a longer mapping come one by one: who only needs its beginning shall not wait for all
+/// of them.
+const AT_ONCE: usize = 8 << 20;
+/// What the pages that are given back are multiples of.
+const PAGE: usize = 4096;
 
 /// Mappings that nobody uses.
 static SPARES: Mutex<Vec<Map>> = Mutex::new(Vec::new());
@@ -42,15 +51,7 @@ impl Memory {
         if len < SMALL {
             return Some(Self(Held::Heap(vec![0; len].into_boxed_slice())));
         }
-        let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
-        // What was given back last is the warmest.
-        let found = spares.iter().rposition(|map| map.len == len);
-        let map = found.map(|at| spares.swap_remove(at));
-        drop(spares);
-        Some(Self(Held::Mapped(Some(match map {
-            Some(map) => map,
-            None => Map::new(len)?,
-        }))))
+        Some(Self(Held::Mapped(Some(Map::used_again(len)?))))
     }
 }
 
@@ -79,18 +80,174 @@ impl Drop for Memory {
         if let Held::Mapped(map) = &mut self.0
             && let Some(map) = map.take()
         {
-            let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
-            let bytes: usize = spares.iter().map(|spare| spare.len).sum();
-            // What has no room is unmapped after the lock is gone.
-            let gone = if bytes.saturating_add(map.len) <= SPARE {
-                spares.push(map);
-                None
-            } else {
-                Some(map)
-            };
-            drop(spares);
-            drop(gone);
+            map.give_back();
         }
+    }
+}
+
+/// Bytes that one owner, its [`Filling`], fills from the start on, while others read what is filled
+/// already.
+pub(crate) struct Area {
+    at: NonNull<u8>,
+    len: usize,
+    /// `None` but while it is dropped, or when it is a boxed slice.
+    map: Option<Map>,
+    /// The bytes up to here never change again.
+    ready: AtomicUsize,
+}
+
+// SAFETY: the memory belongs to the process, and this owns it as a box does. Bytes are shared only
+// when they do not change any more.
+unsafe impl Send for Area {}
+// SAFETY: as above.
+unsafe impl Sync for Area {}
+
+impl Area {
+    /// `len` bytes, of which none is ready. `None` when there is no memory.
+    pub(crate) fn start(len: usize) -> Option<(Arc<Self>, Filling)> {
+        let (at, map) = if len < SMALL {
+            let heap: *mut [u8] = Box::into_raw(vec![0; len].into_boxed_slice());
+            (NonNull::new(heap.cast::<u8>())?, None)
+        } else {
+            let map = Map::used_again(len)?;
+            (map.at, Some(map))
+        };
+        let area = Arc::new(Self {
+            at,
+            len,
+            map,
+            ready: AtomicUsize::new(0),
+        });
+        let filling = Filling {
+            area: Arc::clone(&area),
+            written: 0,
+        };
+        Some((area, filling))
+    }
+
+    /// The bytes of `range`; `None` when they are not all ready.
+    pub(crate) fn get(&self, range: Range<usize>) -> Option<&[u8]> {
+        if range.start > range.end || range.end > self.ready.load(Ordering::Acquire) {
+            return None;
+        }
+        let len = range.end.checked_sub(range.start)?;
+        // SAFETY: the range lies within what is allocated as long as this lives, its bytes have a
+        // content from the beginning, and nobody writes to what is ready.
+        Some(unsafe { slice::from_raw_parts(self.at.as_ptr().add(range.start), len) })
+    }
+}
+
+impl fmt::Debug for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Area({:?} of {} bytes)", self.ready, self.len)
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        match self.map.take() {
+            Some(map) => map.give_back(),
+            None => {
+                let heap = ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.len);
+                // SAFETY: it was made from a box of this length.
+                drop(unsafe { Box::from_raw(heap) });
+            }
+        }
+    }
+}
+
+/// The right to fill an [`Area`]. There is one for each.
+#[derive(Debug)]
+pub(crate) struct Filling {
+    area: Arc<Area>,
+    /// Bytes that were written, which is at least what is ready.
+    written: usize,
+}
+
+impl Filling {
+    /// Where the next bytes go: all that was not written.
+    pub(crate) fn spare(&mut self) -> &mut [u8] {
+        let len = self.area.len.saturating_sub(self.written);
+        // SAFETY: within what is allocated and has a content; nobody reads it before it is ready,
+        // and nobody else can write.
+        unsafe { slice::from_raw_parts_mut(self.area.at.as_ptr().add(self.written), len) }
+    }
+
+    /// The next `len` bytes were written.
+    pub(crate) fn advance(&mut self, len: usize) {
+        self.written = self.written.saturating_add(len).min(self.area.len);
+    }
+
+    /// What was written from `start` on, `len` bytes at most.
+    pub(crate) fn written(&self, start: usize, len: usize) -> &[u8] {
+        let end = start.saturating_add(len).min(self.written);
+        let start = start.min(end);
+        // SAFETY: written, so within what is allocated, and only this could change it.
+        unsafe {
+            slice::from_raw_parts(self.area.at.as_ptr().add(start), end.saturating_sub(start))
+        }
+    }
+
+    /// What was written up to `end` is ready for everybody.
+    pub(crate) fn publish(&mut self, end: usize) {
+        let end = end.min(self.written);
+        let ready = self.area.ready.load(Ordering::Relaxed);
+        self.area.ready.store(end.max(ready), Ordering::Release);
+    }
+
+    /// The `len` bytes from `start` on are zero: their pages are given back. They still read as zeroes.
+    pub(crate) fn forget_zeroes(&mut self, start: usize, len: usize) {
+        let end = start.saturating_add(len).min(self.written);
+        let first = start.next_multiple_of(PAGE);
+        let len = (end / PAGE * PAGE).saturating_sub(first);
+        if self.area.map.is_some() && len > 0 {
+            debug_assert!(self.written(first, len).iter().all(|byte| *byte == 0));
+            // SAFETY: whole pages of the mapping. An anonymous page that is not there is zero, as these
+            // are, so who reads them at this moment sees no change.
+            unsafe {
+                let at = self.area.at.as_ptr().add(first);
+                libc::madvise(at.cast::<c_void>(), len, libc::MADV_DONTNEED);
+            }
+        }
+    }
+
+    /// All of the area, for a decoder that looks back into what it has written.
+    pub(crate) fn room(&mut self) -> Room<'_> {
+        Room(self)
+    }
+}
+
+/// Memory for all that a decoder makes, in which it may look back: an output of libzstd.
+#[derive(Debug)]
+pub struct Room<'a>(&'a mut Filling);
+
+impl Room<'_> {
+    /// Where the next byte goes.
+    #[must_use]
+    pub fn at(&self) -> usize {
+        self.0.written
+    }
+}
+
+// SAFETY: the pointer is that of `capacity` bytes, which are allocated as long as this lives and have
+// a content from the beginning. `as_slice` is not used to look at what others may write: nobody does.
+unsafe impl zstd_safe::WriteBuf for Room<'_> {
+    fn as_slice(&self) -> &[u8] {
+        let area = &self.0.area;
+        // SAFETY: as above.
+        unsafe { slice::from_raw_parts(area.at.as_ptr(), area.len) }
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.area.len
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.area.at.as_ptr()
+    }
+
+    unsafe fn filled_until(&mut self, _: usize) {
+        // Whoever decodes says so, with `Filling::advance`.
     }
 }
 
@@ -107,13 +264,54 @@ unsafe impl Send for Map {}
 unsafe impl Sync for Map {}
 
 impl Map {
+    /// One that nobody uses, or a new one.
+    fn used_again(len: usize) -> Option<Self> {
+        let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was given back last is the warmest.
+        let found = spares.iter().rposition(|map| map.len == len);
+        let map = found.map(|at| spares.swap_remove(at));
+        drop(spares);
+        match map {
+            Some(map) => Some(map),
+            None => Self::new(len),
+        }
+    }
+
+    /// Keeps it for the next use, if there is room.
+    fn give_back(self) {
+        let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: usize = spares.iter().map(|spare| spare.len).sum();
+        // What has no room is unmapped after the lock is gone.
+        let gone = if bytes.saturating_add(self.len) <= SPARE {
+            spares.push(self);
+            None
+        } else {
+            Some(self)
+        };
+        drop(spares);
+        drop(gone);
+    }
+
     fn new(len: usize) -> Option<Self> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        if len < HUGE {
+            flags |= libc::MAP_POPULATE;
+        }
         // SAFETY: a new mapping, where the system likes.
         let at = unsafe { libc::mmap(ptr::null_mut(), len, access, flags, -1, 0) };
         if at == libc::MAP_FAILED {
             return None;
+        }
+        if len >= HUGE {
+            // Both are about speed: where they fail, pages are small and come when they are touched.
+            // SAFETY: the mapping, which nobody else knows of.
+            unsafe {
+                libc::madvise(at, len, libc::MADV_HUGEPAGE);
+                if len <= AT_ONCE {
+                    libc::madvise(at, len, libc::MADV_POPULATE_WRITE);
+                }
+            }
         }
         let at = NonNull::new(at.cast::<u8>())?;
         Some(Self { at, len })
@@ -162,6 +360,44 @@ mod tests {
             let mut memory = Memory::new(len).unwrap();
             memory.fill(1);
             assert_eq!(memory.len(), len);
+        }
+    }
+
+    #[test]
+    fn an_area_shows_what_is_ready_and_nothing_else() {
+        for len in [10, SMALL - 1, SMALL, PIECE, HUGE + 5] {
+            let (area, mut filling) = Area::start(len).unwrap();
+            assert_eq!(filling.spare().len(), len);
+            filling.spare()[..5].fill(7);
+            filling.advance(5);
+            assert_eq!(area.get(0..1), None);
+            assert_eq!(area.get(0..0), Some(&[][..]));
+            assert_eq!(filling.written(1, 100), [7; 4]);
+            filling.publish(100);
+            assert_eq!(area.get(1..5), Some(&[7; 4][..]));
+            assert_eq!(area.get(1..6), None);
+            #[allow(clippy::reversed_empty_ranges, reason = "what must be refused")]
+            let reversed = area.get(3..2);
+            assert_eq!(reversed, None);
+            assert_eq!(filling.spare().len(), len - 5);
+            filling.advance(len);
+            assert_eq!(filling.spare().len(), 0);
+        }
+    }
+
+    #[test]
+    fn zeroes_that_are_given_back_are_still_zeroes() {
+        let (area, mut filling) = Area::start(4 * PIECE).unwrap();
+        filling.spare().fill(9);
+        filling.spare()[PIECE..2 * PIECE + 100].fill(0);
+        filling.advance(4 * PIECE);
+        filling.publish(PIECE);
+        filling.forget_zeroes(PIECE, PIECE + 100);
+        filling.publish(4 * PIECE);
+        let bytes = area.get(0..4 * PIECE).unwrap();
+        let zeroes = PIECE..2 * PIECE + 100;
+        for (at, byte) in bytes.iter().enumerate() {
+            assert_eq!(*byte == 0, zeroes.contains(&at), "{at}");
         }
     }
 

@@ -19,8 +19,25 @@ pub(super) const INPUT: u64 = 1 << 20;
 /// Largest window, as a power of two: what libzstd has. The memory is accounted by whoever decodes.
 const WINDOW_LOG_MOST: u32 = 31;
 
+/// Of these, so many are decoded before the outcome is handed on.
+const STEP: usize = 128 << 10;
+
 /// A context of libzstd, ready for the next frame.
-pub(super) struct Decoder(DCtx<'static>);
+pub(super) struct Decoder {
+    context: DCtx<'static>,
+    /// It decodes to where all bytes stay, and keeps no window of its own.
+    stable: bool,
+}
+
+/// What a call of libzstd has come to.
+struct Step {
+    result: zstd_safe::SafeResult,
+    /// Bytes of the input that are done with.
+    taken: usize,
+    written: usize,
+    /// Bytes that had room.
+    room: usize,
+}
 
 impl fmt::Debug for Decoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,12 +84,15 @@ impl Decoder {
                 let what = format!("libzstd: {}", zstd_safe::get_error_name(code));
                 Error::new(Kind::Unsupported, what)
             })?;
-        Ok(Self(context))
+        Ok(Self {
+            context,
+            stable: false,
+        })
     }
 
     /// Bytes that it holds.
     pub(super) fn memory(&self) -> u64 {
-        wide(self.0.sizeof())
+        wide(self.context.sizeof())
     }
 
     /// Decodes frames from `input` into `sink` and returns how many bytes they had. `read` is called
@@ -88,6 +108,7 @@ impl Decoder {
         frames: &Frames<'_>,
         read: &mut dyn FnMut(&mut S, u64) -> Result<()>,
     ) -> Result<u64> {
+        self.be_stable(sink.room()?.is_some());
         let mut out = Out {
             sink,
             frames,
@@ -139,6 +160,12 @@ impl Decoder {
         out.end()
     }
 
+    /// Sets how it decodes, between frames. Where libzstd does not agree, a window does as well.
+    fn be_stable(&mut self, stable: bool) {
+        let parameter = DParameter::StableOutBuffer(stable);
+        self.stable = self.context.set_parameter(parameter).is_ok() && stable;
+    }
+
     /// Decodes the frame that begins here.
     fn frame<S: Sink>(
         &mut self,
@@ -154,20 +181,18 @@ impl Decoder {
                 read(out.sink, input.at())?;
             }
             let at_end = input.is_at_end();
-            let held = out.held > 0;
-            let spare = out.sink.spare()?;
-            let spare = if held { &mut [] } else { spare };
-            let room = spare.len();
-            let mut from = InBuffer::around(input.bytes());
-            let mut to = OutBuffer::around(spare);
-            let result = self.0.decompress_stream(&mut to, &mut from);
-            let (taken, written) = (from.pos(), to.pos());
-            if let Some(hash) = &mut hash {
-                hash.write(to.as_slice());
-            }
+            let Step {
+                result,
+                taken,
+                written,
+                room,
+            } = self.step(input.bytes(), out, hash.as_mut())?;
             input.consume(taken);
             let left = match result {
                 Ok(left) => left,
+                Err(code) if self.stable && is_kind(code, &[Code::ZSTD_error_dstSize_tooSmall]) => {
+                    return Err(out.failed(input, &Fault::TooLong));
+                }
                 Err(code) => return Err(out.failed(input, &Fault::Code(code))),
             };
             out.take(written)?;
@@ -197,9 +222,51 @@ impl Decoder {
         Ok(())
     }
 
+    /// Decodes some of the `input` to where it belongs.
+    fn step<S: Sink>(
+        &mut self,
+        input: &[u8],
+        out: &mut Out<'_, '_, S>,
+        hash: Option<&mut XxHash64>,
+    ) -> Result<Step> {
+        if let Some(mut room) = out.sink.room()?.filter(|_| self.stable) {
+            let at = room.at().saturating_add(out.held);
+            // A part, so that readers need not wait for all.
+            let part = input.get(..STEP).unwrap_or(input);
+            let mut from = InBuffer::around(part);
+            let mut to = OutBuffer::around_pos(&mut room, at);
+            let result = self.context.decompress_stream(&mut to, &mut from);
+            if let Some(hash) = hash {
+                hash.write(to.as_slice().get(at..).unwrap_or_default());
+            }
+            return Ok(Step {
+                result,
+                taken: from.pos(),
+                written: to.pos().saturating_sub(at),
+                room: to.capacity().saturating_sub(to.pos()),
+            });
+        }
+        let held = out.held > 0;
+        let spare = out.sink.spare()?;
+        let spare = if held { &mut [] } else { spare };
+        let room = spare.len();
+        let mut from = InBuffer::around(input);
+        let mut to = OutBuffer::around(spare);
+        let result = self.context.decompress_stream(&mut to, &mut from);
+        if let Some(hash) = hash {
+            hash.write(to.as_slice());
+        }
+        Ok(Step {
+            result,
+            taken: from.pos(),
+            written: to.pos(),
+            room,
+        })
+    }
+
     /// Makes it ready for the next frame, whatever happened.
     pub(super) fn is_ready(&mut self) -> bool {
-        self.0.reset(ResetDirective::SessionOnly).is_ok()
+        self.context.reset(ResetDirective::SessionOnly).is_ok()
     }
 }
 
@@ -251,11 +318,7 @@ impl<S: Sink> Out<'_, '_, S> {
             }
             Fault::Code(code) => *code,
         };
-        let is = |kinds: &[Code]| {
-            kinds
-                .iter()
-                .any(|kind| zstd_safe::is_error_kind(code, *kind))
-        };
+        let is = |kinds: &[Code]| is_kind(code, kinds);
         let kind = if is(&[
             Code::ZSTD_error_frameParameter_unsupported,
             Code::ZSTD_error_frameParameter_windowTooLarge,
@@ -280,4 +343,10 @@ impl<S: Sink> Out<'_, '_, S> {
         };
         Error::new(kind, what)
     }
+}
+
+fn is_kind(code: usize, kinds: &[Code]) -> bool {
+    kinds
+        .iter()
+        .any(|kind| zstd_safe::is_error_kind(code, *kind))
 }
