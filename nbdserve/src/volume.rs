@@ -250,6 +250,11 @@ impl Volume {
         }
     }
 
+    /// Whether both are handles of one device.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// The write side, or `None` when the volume cannot be written.
     #[must_use]
     pub fn writer(&self) -> Option<VolumeWriter<'_>> {

@@ -104,7 +104,7 @@ impl Counts {
         self.numbers().extents
     }
 
-    /// Calls of `will_need`.
+    /// Calls of `will_need_parts`.
     #[must_use]
     pub fn hints(&self) -> u64 {
         self.numbers().hints
@@ -144,9 +144,9 @@ impl Device for Counting {
         self.below.writer().map(|_| self as &dyn Writer)
     }
 
-    fn will_need(&self, range: ByteRange) {
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
         self.counts.numbers().hints += 1;
-        self.below.will_need(range);
+        self.below.will_need_parts(ranges);
     }
 
     fn close(&self) -> Result<()> {
