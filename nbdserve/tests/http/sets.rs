@@ -343,7 +343,8 @@ fn readers_are_answered_as_their_part_comes_and_wait_for_no_other() {
 
 #[test]
 fn a_changed_file_is_noticed_in_a_part_too() {
-    let change: [fn(&File, &[(usize, usize)]) -> Reply; 5] = [
+    type Change = fn(&File, &[(usize, usize)]) -> Reply;
+    let change: [Change; 5] = [
         |file, ranges| file.parts(ranges).with("etag", "\"v2\""),
         |file, ranges| {
             let mut longer = file.clone();
