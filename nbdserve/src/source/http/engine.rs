@@ -588,3 +588,31 @@ impl Wait {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_hinted_at_takes_no_more_chunks_than_there_are() {
+        let range = ByteRange::between;
+        let set = [
+            range(5 * CHUNK + 1, 5 * CHUNK + 2),
+            range(0, 1),
+            // In a chunk that was taken already.
+            range(5 * CHUNK + 9, 5 * CHUNK + 10),
+            range(CHUNK - 1, 4 * CHUNK),
+            range(9 * CHUNK, 9 * CHUNK + 1),
+        ];
+        assert_eq!(fitting(&set, 6 * CHUNK), set);
+        assert_eq!(
+            fitting(&set, 5 * CHUNK + 1),
+            [&set[..4], &[range(9 * CHUNK, 9 * CHUNK)]].concat()
+        );
+        let cut = range(CHUNK - 1, 3 * CHUNK);
+        assert_eq!(fitting(&set, 4 * CHUNK), [&set[..3], &[cut]].concat());
+        assert_eq!(fitting(&set, 0), [range(5 * CHUNK + 1, 5 * CHUNK + 1)]);
+        let all = range(0, u64::MAX);
+        assert_eq!(fitting(&[all, all], 7 * CHUNK), [range(0, 7 * CHUNK)]);
+    }
+}

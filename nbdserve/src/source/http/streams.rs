@@ -322,6 +322,35 @@ mod tests {
     }
 
     #[test]
+    fn ranges_that_touch_or_are_near_are_merged() {
+        let set = vec![
+            range(50, 10),
+            range(10, 5),
+            range(60, 5),
+            range(12, 1),
+            range(7, 0),
+        ];
+        let expected = [range(10, 5), range(50, 15)];
+        assert_eq!(merged(set.clone(), 0), expected);
+        assert_eq!(merged(set.clone(), 34), expected);
+        assert_eq!(merged(set, 35), [range(10, 55)]);
+        let far = vec![ByteRange::between(u64::MAX - 1, u64::MAX), range(0, 1)];
+        assert_eq!(merged(far.clone(), u64::MAX - 3).len(), 2);
+        assert_eq!(merged(far, u64::MAX).len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_guessed_within_a_set_of_hints() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        let set: Vec<_> = (0..60).map(|at| range(at * MIB + 100, 10)).collect();
+        let pages: Vec<_> = (0..60).map(|at| range(at * MIB, PAGE)).collect();
+        assert_eq!(streams.hint_set(&set), pages);
+        for page in pages {
+            assert_eq!(streams.read(page), page);
+        }
+    }
+
+    #[test]
     fn hints_of_long_blocks_are_not_exceeded() {
         let mut streams = Streams::new(1 << 40, 4 * MIB);
         for block in 0..7 {
