@@ -167,8 +167,20 @@ pub trait Device: Send + Sync + Debug {
     }
 
     /// A hint that `range` will be read soon. Returns at once and reports nothing.
+    ///
+    /// A device has this or [`Self::will_need_parts`], which is the one that is called.
     fn will_need(&self, range: ByteRange) {
         let _ = range;
+    }
+
+    /// As [`Self::will_need`] for several ranges that are known together, so that they can be had
+    /// together: a source far away asks for all of them at once. In any order, they may overlap;
+    /// each is within the device and not empty. A device that moves or translates ranges passes
+    /// them on as one set; by default each is a hint of its own.
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        for range in ranges {
+            self.will_need(*range);
+        }
     }
 
     /// What tells these bytes from all others that were ever here: what was learnt about them, and

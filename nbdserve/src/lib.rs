@@ -16,6 +16,7 @@ pub mod cx;
 mod device;
 pub mod error;
 mod extents;
+mod hints;
 pub mod layer;
 pub mod plan;
 pub mod prefetch;

@@ -257,10 +257,23 @@ impl Volume {
 
     /// A hint that `range` will be read soon; parts outside the device are ignored.
     pub fn will_need(&self, range: ByteRange) {
-        let range = range.intersect(ByteRange::between(0, self.size()));
-        if !range.is_empty() {
-            self.inner.device.will_need(range);
+        self.will_need_parts(&[range]);
+    }
+
+    /// As [`Self::will_need`] for several ranges that are known together, in any order: a source
+    /// far away asks for all of them at once. They may overlap.
+    pub fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let all = ByteRange::between(0, self.size());
+        let within = ranges.iter().map(|range| range.intersect(all));
+        let within: Vec<_> = within.filter(|range| !range.is_empty()).collect();
+        if !within.is_empty() {
+            self.inner.device.will_need_parts(&within);
         }
+    }
+
+    /// Whether both are handles of one device.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// The write side, or `None` when the volume cannot be written.

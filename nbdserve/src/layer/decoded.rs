@@ -395,9 +395,10 @@ impl<L: Layout> Device for Decoded<L> {
         Ok(())
     }
 
-    fn will_need(&self, range: ByteRange) {
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
         let window = usize::try_from(self.blocks.window(self.longest)).unwrap_or(usize::MAX);
-        for (number, _) in self.covering(range).take(window) {
+        let blocks = ranges.iter().flat_map(|range| self.covering(*range));
+        for (number, _) in blocks.take(window) {
             self.blocks.prefetch(number);
         }
     }

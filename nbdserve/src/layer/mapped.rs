@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::{Blocks, Decode, Huge};
+use crate::hints::Hints;
 use crate::stats::BlockStats;
 use crate::{
     Access, ByteRange, Cost, Cx, Device, Error, ExtentFlags, Extents, Geometry, Index, Keeping,
@@ -213,6 +214,16 @@ impl<M: Map> Mapped<M> {
         Ok((range, run.place))
     }
 
+    /// The runs of `range`, up to the first that the map cannot tell.
+    fn runs(&self, range: ByteRange) -> impl Iterator<Item = Part<'_>> {
+        let mut at = range.start();
+        std::iter::from_fn(move || {
+            let part = (at < range.end()).then(|| self.run(at, range.end()).ok())??;
+            at = part.0.end();
+            Some(part)
+        })
+    }
+
     /// What `range` is made of: neighbours that belong together are one part.
     fn parts(&self, range: ByteRange) -> Result<Vec<Part<'_>>> {
         let mut parts: Vec<Part<'_>> = Vec::new();
@@ -368,26 +379,21 @@ impl<M: Map> Device for Mapped<M> {
         Ok(())
     }
 
-    fn will_need(&self, range: ByteRange) {
-        let mut at = range.start();
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let mut hints = Hints::new();
         let mut pieces_left = self.packed.as_ref().map_or(0, window);
-        for _ in 0..HINTS {
-            if at >= range.end() {
-                return;
-            }
-            let Ok((part, place)) = self.run(at, range.end()) else {
-                return;
-            };
+        let runs = ranges.iter().flat_map(|range| self.runs(*range));
+        for (part, place) in runs.take(HINTS) {
             match (place, &self.packed) {
-                (Place::Stored { volume, at }, _) => volume.will_need(placed(part, at)),
+                (Place::Stored { volume, at }, _) => hints.add(volume, placed(part, at)),
                 (Place::Packed(number), Some(pieces)) if pieces_left > 0 => {
                     pieces.blocks.prefetch(number);
                     pieces_left = pieces_left.saturating_sub(1);
                 }
                 _ => {}
             }
-            at = part.end();
         }
+        hints.send();
     }
 
     /// The tables would have to be read to know better: what is stored is taken for evenly spread.

@@ -298,11 +298,10 @@ impl Device for Striped {
         Ok(())
     }
 
-    fn will_need(&self, range: ByteRange) {
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
         if let Some(map) = self.copies.first() {
-            for span in map.spans(range).filter(|span| !span.is_empty()) {
-                self.below.will_need(span);
-            }
+            let spans = ranges.iter().flat_map(|range| map.spans(*range));
+            self.below.will_need_parts(&spans.collect::<Vec<_>>());
         }
     }
 

@@ -117,8 +117,9 @@ impl Device for Window {
         })
     }
 
-    fn will_need(&self, range: ByteRange) {
-        self.below.will_need(self.range_below(range));
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let below = ranges.iter().map(|range| self.range_below(*range));
+        self.below.will_need_parts(&below.collect::<Vec<_>>());
     }
 
     fn block_stats(&self) -> Option<BlockStats> {

@@ -104,8 +104,8 @@ impl Device for Padded {
         self.inner.writer().is_some().then_some(self)
     }
 
-    fn will_need(&self, range: ByteRange) {
-        self.inner.will_need(range);
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        self.inner.will_need_parts(ranges);
     }
 
     fn close(&self) -> Result<()> {

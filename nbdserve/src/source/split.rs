@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{File, OpenMode};
+use crate::hints::Hints;
 use crate::{
     ByteRange, Device, Done, Error, Extents, Geometry, Kind, Result, Volume, WriteFeatures, Writer,
     ZeroOpts,
@@ -371,10 +372,12 @@ impl Device for Joined {
         all.then_some(writer)
     }
 
-    fn will_need(&self, range: ByteRange) {
-        for (volume, inner, _) in self.covering(range) {
-            volume.will_need(inner);
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let mut hints = Hints::new();
+        for (volume, inner, _) in ranges.iter().flat_map(|range| self.covering(*range)) {
+            hints.add(volume, inner);
         }
+        hints.send();
     }
 
     fn stored(&self, range: ByteRange) -> Option<u64> {

@@ -122,8 +122,8 @@ impl Device for Faulty {
         self.below.writer().map(|_| self as &dyn Writer)
     }
 
-    fn will_need(&self, range: ByteRange) {
-        self.below.will_need(range);
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        self.below.will_need_parts(ranges);
     }
 
     fn close(&self) -> Result<()> {

@@ -4,6 +4,7 @@
     reason = "helpers fail with the test that calls them"
 )]
 
+mod apache;
 mod downloading;
 mod failing;
 mod kept;
@@ -13,6 +14,7 @@ mod qcow2;
 mod reading;
 mod redirects;
 mod server;
+mod sets;
 mod split;
 mod tls;
 

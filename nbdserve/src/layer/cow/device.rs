@@ -213,11 +213,13 @@ impl Device for Cow {
         Some(self)
     }
 
-    fn will_need(&self, range: ByteRange) {
-        let (state, run) = self.run(range.start(), range);
-        if state == State::Absent || run.end() < range.end() {
-            self.below.will_need(range);
-        }
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let absent = |range: &ByteRange| {
+            let (state, run) = self.run(range.start(), *range);
+            state == State::Absent || run.end() < range.end()
+        };
+        let below: Vec<_> = ranges.iter().copied().filter(absent).collect();
+        self.below.will_need_parts(&below);
     }
 
     fn stored(&self, range: ByteRange) -> Option<u64> {

@@ -83,8 +83,9 @@ impl Device for Luks {
         self.below.writer().is_some().then_some(self)
     }
 
-    fn will_need(&self, range: ByteRange) {
-        self.below.will_need(self.placed(range));
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let placed = ranges.iter().map(|range| self.placed(*range));
+        self.below.will_need_parts(&placed.collect::<Vec<_>>());
     }
 
     fn stored(&self, range: ByteRange) -> Option<u64> {

@@ -11,6 +11,7 @@ use super::map::{Run, What};
 use super::tables::Tables;
 use super::write::WriteSide;
 use crate::cache::{Blocks, Huge};
+use crate::hints::Hints;
 use crate::layer::luks::SectorCipher;
 use crate::layer::scan::{narrow, wide};
 use crate::stats::BlockStats;
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// A hint is passed on for so many runs at most.
-const HINTS: usize = 64;
+const HINTS: usize = 256;
 
 /// The parts of an image that was opened.
 #[derive(Debug)]
@@ -278,15 +279,18 @@ impl Device for Qcow2 {
         Ok(())
     }
 
-    fn will_need(&self, range: ByteRange) {
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
         let _epoch = self.side.as_ref().map(WriteSide::enter);
         let window = self.blocks.window(self.header.cluster_size());
         let mut left = window;
-        for run in self.tables.runs(range).flatten().take(HINTS) {
+        let mut hints = Hints::new();
+        self.tables.will_need(ranges);
+        let runs = ranges.iter().flat_map(|range| self.tables.runs(*range));
+        for run in runs.flatten().take(HINTS) {
             match run.what {
                 What::Data(at) => {
                     let there = ByteRange::between(at, at.saturating_add(run.range.len()));
-                    self.tables.data().volume().will_need(there);
+                    hints.add(self.tables.data().volume(), there);
                 }
                 What::Compressed(number, _) if left > 0 => {
                     left = left.saturating_sub(1);
@@ -294,12 +298,13 @@ impl Device for Qcow2 {
                 }
                 What::Unallocated => {
                     if let Some(backing) = &self.backing {
-                        backing.will_need(run.range);
+                        hints.add(backing, run.range);
                     }
                 }
                 What::Compressed(..) | What::Zero { .. } => {}
             }
         }
+        hints.send();
     }
 
     fn stored(&self, range: ByteRange) -> Option<u64> {

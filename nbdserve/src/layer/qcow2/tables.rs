@@ -18,6 +18,8 @@ use crate::{ByteRange, Error, Kind, Result};
 const OVERHEAD: u64 = 256;
 /// At least so many slices are kept.
 const LEAST: usize = 4;
+/// Most slices that a hint is passed on for.
+const MOST_SLICE_HINTS: usize = 64;
 
 /// Where an L1 table lies, and how long a disk it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -388,6 +390,31 @@ impl Tables {
             }
         }
         Ok(slice)
+    }
+
+    /// Says below which slices are missing to look up `ranges`, when they are several: they will be
+    /// read one by one.
+    pub(super) fn will_need(&self, ranges: &[ByteRange]) {
+        let len = 1_u64 << self.shape.slice_bits();
+        let slices = ranges.iter().filter_map(|range| {
+            let table = self.table(self.shape.l1_index(range.start())).ok()??;
+            let (skip, _) = self.shape.slice_of(self.shape.l2_index(range.start()));
+            Some(table.at.saturating_add(skip))
+        });
+        let mut slices: Vec<u64> = slices.collect();
+        slices.sort_unstable();
+        slices.dedup();
+        let known = self.slices.read().unwrap_or_else(PoisonError::into_inner);
+        // One that is being read counts as known.
+        slices.retain(|at| !known.contains_key(at));
+        drop(known);
+        if slices.len() > 1 {
+            let slices = slices.iter().take(MOST_SLICE_HINTS);
+            let parts = slices.map(|at| ByteRange::between(*at, at.saturating_add(len)));
+            self.file
+                .volume()
+                .will_need_parts(&parts.collect::<Vec<_>>());
+        }
     }
 
     fn find(&self, at: u64) -> Arc<Slice> {

@@ -128,12 +128,13 @@ impl Device for Simg {
         Ok(())
     }
 
-    fn will_need(&self, range: ByteRange) {
-        for (part, start, body) in self.covering(range) {
-            if let Body::Raw(at) = body {
-                self.below.will_need(below(part, start, at));
-            }
-        }
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let runs = ranges.iter().flat_map(|range| self.covering(*range));
+        let raw = runs.filter_map(|(part, start, body)| match body {
+            Body::Raw(at) => Some(below(part, start, at)),
+            Body::Fill(_) | Body::Hole => None,
+        });
+        self.below.will_need_parts(&raw.collect::<Vec<_>>());
     }
 
     fn stored(&self, range: ByteRange) -> Option<u64> {

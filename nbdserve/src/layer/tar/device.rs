@@ -104,10 +104,10 @@ impl Device for WithHoles {
         Ok(())
     }
 
-    fn will_need(&self, range: ByteRange) {
-        for (_, below) in self.within(range) {
-            self.below.will_need(below);
-        }
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        let pieces = ranges.iter().flat_map(|range| self.within(*range));
+        let below: Vec<_> = pieces.map(|(_, below)| below).collect();
+        self.below.will_need_parts(&below);
     }
 
     fn close(&self) -> Result<()> {

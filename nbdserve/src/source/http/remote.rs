@@ -4,13 +4,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::Response;
 
+use super::ability::Ability;
 use super::address::Address;
-use super::answer::Source;
+use super::answer::{Head, SetContent, Source};
 use super::failure::{Failure, Phase};
+use super::multipart::Multipart;
 use super::patience::Patience;
 use super::transport::{Ask, Transport, head};
 use super::{HttpIdentity, HttpStats};
 use crate::ByteRange;
+
+impl Body {
+    /// Who sends it.
+    pub(super) fn from(&self) -> &Address {
+        &self.from
+    }
+}
 
 /// A file that was found, and where.
 #[derive(Debug)]
@@ -43,6 +52,35 @@ pub(super) struct Body {
     pub(super) ends_part: bool,
 }
 
+/// An answer to a request for several ranges.
+#[derive(Debug)]
+pub(super) struct SetBody {
+    pub(super) body: Body,
+    /// Where the file begins in what it is a part of.
+    pub(super) start: u64,
+    /// A body that is longer is not what was asked for.
+    pub(super) most: u64,
+    /// Bytes of the file.
+    pub(super) size: u64,
+}
+
+/// How the ranges are sent.
+#[derive(Debug)]
+pub(super) enum SetParts {
+    /// As one range.
+    One(ByteRange),
+    /// As parts, each with its place.
+    Several(Multipart),
+}
+
+/// The longest body that is taken for `ranges`: they, their headers, and gaps that were not worth
+/// leaving out.
+fn set_limit(ranges: &[ByteRange]) -> u64 {
+    let bytes: u64 = ranges.iter().map(|range| range.len()).sum();
+    let parts = ranges.len() as u64;
+    bytes.saturating_mul(2).saturating_add((parts + 1) * 1024)
+}
+
 impl Remote {
     /// Asks for `range` (from 0 on), and learns from the answer where the file is, how long it
     /// is, which version it has and whether parts of it can be had.
@@ -61,7 +99,7 @@ impl Remote {
         let mut patience = Patience::new(transport.limit);
         loop {
             let ask = Ask {
-                range: Some(range),
+                ranges: &[range],
                 validator: None,
                 phase: Phase::Opening,
                 stall: patience.stall(),
@@ -106,60 +144,10 @@ impl Remote {
         }
     }
 
-    /// Asks for `range`, of the version that was opened. When the target refuses, the redirects
-    /// are followed anew, once.
+    /// Asks for `range`, of the version that was opened.
     pub(super) async fn get(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
-        let target = self.target();
-        let failure = match self.part_of(&target.address, range, patience).await {
-            Err(Failure::Expired(error) | Failure::Absent(error)) => error,
-            other => return other,
-        };
-        tracing::info!("the redirects are followed anew: {failure}");
-        let alone = self.resolving.lock().await;
-        let now = self.target();
-        let again = if now.generation == target.generation {
-            self.resolve(range, patience).await
-        } else {
-            // Another request has done it while this one waited.
-            drop(alone);
-            self.part_of(&now.address, range, patience).await
-        };
-        match again {
-            Err(Failure::Expired(error) | Failure::Absent(error)) => Err(Failure::Final(error)),
-            other => other,
-        }
-    }
-
-    async fn part_of(
-        &self,
-        address: &Address,
-        range: ByteRange,
-        patience: &Patience,
-    ) -> Result<Body, Failure> {
-        let response = self
-            .transport
-            .send(address, self.ask(range, patience))
-            .await?;
-        self.checked(address.clone(), response, range)
-    }
-
-    async fn resolve(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
-        let ask = self.ask(range, patience);
-        let (address, response) = self.transport.follow(&self.original, ask).await?;
-        let body = self.checked(address.clone(), response, range)?;
-        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        target.generation += 1;
-        target.address = address;
-        Ok(body)
-    }
-
-    fn checked(
-        &self,
-        from: Address,
-        response: Response,
-        asked: ByteRange,
-    ) -> Result<Body, Failure> {
-        let range = head(&from, &response).part(asked, &self.source)?;
+        let check = |head: Head<'_>| head.part(range, &self.source);
+        let (from, response, range) = self.answer(&[range], patience, check).await?;
         Ok(Body {
             from,
             response,
@@ -168,9 +156,104 @@ impl Remote {
         })
     }
 
-    fn ask(&self, range: ByteRange, patience: &Patience) -> Ask<'_> {
+    /// Asks for several ranges at once, of the version that was opened. `None` when that is not
+    /// how this server answers: they can be had one by one.
+    pub(super) async fn get_set(
+        &self,
+        ranges: &[ByteRange],
+        patience: &Patience,
+    ) -> Result<Option<(SetBody, SetParts)>, Failure> {
+        let most = set_limit(ranges);
+        let check = |head: Head<'_>| head.set(most, &self.source);
+        let (from, response, content) = self.answer(ranges, patience, check).await?;
+        let parts = match content {
+            SetContent::Useless(why) => {
+                tracing::info!("{from}: ranges are asked for one by one from now on: {why}");
+                self.transport.sets.missing();
+                // Whatever else it sends is not waited for.
+                return Ok(None);
+            }
+            SetContent::One(range) => SetParts::One(range),
+            SetContent::Several(boundary) => SetParts::Several(Multipart::new(boundary)),
+        };
+        let body = Body {
+            from,
+            response,
+            range: ByteRange::between(0, 0),
+            ends_part: false,
+        };
+        let body = SetBody {
+            body,
+            start: 0,
+            most,
+            size: self.source.size,
+        };
+        Ok(Some((body, parts)))
+    }
+
+    /// What is known of its answers to requests for several ranges.
+    pub(super) fn sets(&self) -> &Ability {
+        &self.transport.sets
+    }
+
+    /// Asks for `ranges`. Returns who answers, the answer, and what `check` says of it. When the
+    /// target refuses, the redirects are followed anew, once.
+    async fn answer<T>(
+        &self,
+        ranges: &[ByteRange],
+        patience: &Patience,
+        check: impl Fn(Head<'_>) -> Result<T, Failure>,
+    ) -> Result<(Address, Response, T), Failure> {
+        let target = self.target();
+        let ask = || self.ask(ranges, patience);
+        let failure = match self.answer_of(target.address, ask(), &check).await {
+            Err(Failure::Expired(error) | Failure::Absent(error)) => error,
+            other => return other,
+        };
+        tracing::info!("the redirects are followed anew: {failure}");
+        let alone = self.resolving.lock().await;
+        let now = self.target();
+        let again = if now.generation == target.generation {
+            self.resolve(ask(), &check).await
+        } else {
+            // Another request has done it while this one waited.
+            drop(alone);
+            self.answer_of(now.address, ask(), &check).await
+        };
+        match again {
+            Err(Failure::Expired(error) | Failure::Absent(error)) => Err(Failure::Final(error)),
+            other => other,
+        }
+    }
+
+    async fn answer_of<T>(
+        &self,
+        address: Address,
+        ask: Ask<'_>,
+        check: impl Fn(Head<'_>) -> Result<T, Failure>,
+    ) -> Result<(Address, Response, T), Failure> {
+        let response = self.transport.send(&address, ask).await?;
+        let found = check(head(&address, &response))?;
+        Ok((address, response, found))
+    }
+
+    async fn resolve<T>(
+        &self,
+        ask: Ask<'_>,
+        check: impl Fn(Head<'_>) -> Result<T, Failure>,
+    ) -> Result<(Address, Response, T), Failure> {
+        let (address, response) = self.transport.follow(&self.original, ask).await?;
+        let found = check(head(&address, &response))?;
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.generation += 1;
+        target.address = address.clone();
+        drop(target);
+        Ok((address, response, found))
+    }
+
+    fn ask<'a>(&'a self, ranges: &'a [ByteRange], patience: &Patience) -> Ask<'a> {
         Ask {
-            range: Some(range),
+            ranges,
             validator: Some(&self.source.validator),
             phase: Phase::Reading,
             stall: patience.stall(),
