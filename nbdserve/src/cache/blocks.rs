@@ -348,6 +348,20 @@ impl Blocks {
         }
     }
 
+    /// Bytes from `skip` to `until` of a block that are known to be data, and those of which nothing is
+    /// known without decoding.
+    #[must_use]
+    pub fn tally(&self, number: u64, skip: u64, until: u64) -> (u64, u64) {
+        let shared = &self.shared;
+        if shared.is_zero(number) {
+            return (0, 0);
+        }
+        match shared.peek(number) {
+            Some(block) => block.tally(skip, until, shared.cx.verify),
+            None => (0, until.saturating_sub(skip)),
+        }
+    }
+
     /// Decodes a whole block and waits for its check, so that [`Self::known`] knows all of it.
     ///
     /// # Errors

@@ -49,6 +49,21 @@ pub trait Sink {
     /// When they cannot be stored.
     fn advance(&mut self, len: usize) -> crate::Result<()>;
 
+    /// The next `len` bytes are zero.
+    ///
+    /// # Errors
+    /// As [`Self::spare`] and [`Self::advance`].
+    fn zeroes(&mut self, mut len: usize) -> crate::Result<()> {
+        while len > 0 {
+            let spare = self.spare()?;
+            let now = spare.len().min(len);
+            spare[..now].fill(0);
+            self.advance(now)?;
+            len -= now;
+        }
+        Ok(())
+    }
+
     /// A sign of life: input has come. To be called for each request to the volume below.
     ///
     /// # Errors

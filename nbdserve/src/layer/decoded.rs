@@ -20,7 +20,7 @@ use crate::{
 const SMALL: u64 = 1 << 20;
 /// A first pass over fewer bytes than this is no worse than decoding a block.
 const SHORT_PASS: u64 = 64 << 20;
-/// A block that shrank by this much is a candidate for being all zero.
+/// A block that shrank by this much is a candidate for being all zero, in most formats.
 const ZERO_RATIO: u64 = 1000;
 /// Most candidates that one question for extents decodes, of those that are not like others.
 const ZERO_TRIES: usize = 16;
@@ -54,6 +54,11 @@ pub(super) trait Layout: Decode + 'static {
     /// decoded.
     fn is_zero(&self, _number: u64) -> bool {
         false
+    }
+
+    /// How many bytes of zeroes are encoded in one, at least: a block that shrank by less is data.
+    fn zero_ratio(&self) -> u64 {
+        ZERO_RATIO
     }
 
     /// Where all bytes lie below that the block is decoded from, and what else its meaning depends
@@ -188,7 +193,8 @@ impl<L: Layout> Decoded<L> {
 
     /// Whether the block shrank so much that it may be all zero.
     fn may_be_zero(&self, number: u64, block: ByteRange) -> bool {
-        block.len() / ZERO_RATIO >= self.layout.encoded(number)
+        let ratio = self.layout.zero_ratio().max(1);
+        block.len() / ratio >= self.layout.encoded(number)
     }
 
     /// Notes that a block is zero if that can be told without decoding it.
@@ -210,28 +216,6 @@ impl<L: Layout> Decoded<L> {
         {
             self.twins.learn(&*self.layout, number);
         }
-    }
-
-    /// Bytes of `part` of a block that are not known to be zero; `None` when nothing is known.
-    fn known_data(&self, number: u64, block: ByteRange, part: ByteRange) -> Option<u64> {
-        if !self.blocks.is_begun(number) {
-            return None;
-        }
-        let until = part.end().saturating_sub(block.start());
-        let mut at = part.start().saturating_sub(block.start());
-        let mut sum = 0_u64;
-        while at < until {
-            let (end, zero) = self.blocks.known(number, at, until);
-            let end = end.min(until);
-            if end <= at {
-                break;
-            }
-            if !zero {
-                sum = sum.saturating_add(end.saturating_sub(at));
-            }
-            at = end;
-        }
-        Some(sum)
     }
 
     /// Decodes some of the blocks in `range` that may be all zero, so that it is known whether they
@@ -387,14 +371,18 @@ impl<L: Layout> Device for Decoded<L> {
         let mut sum = 0_u64;
         for (number, block) in self.covering(range) {
             let part = block.intersect(range);
-            let guess = if self.may_be_zero(number, block) {
+            let skip = part.start().saturating_sub(block.start());
+            let until = part.end().saturating_sub(block.start());
+            let (data, unknown) = self.blocks.tally(number, skip, until);
+            // Of a huge block some is data, however much it shrank.
+            let is_huge = Blocks::is_huge(block.len(), &self.cx);
+            let guess = if self.may_be_zero(number, block) && !is_huge {
                 0
             } else {
                 self.layout.encoded(number).saturating_mul(USUAL_RATIO)
             };
-            let guess = guess.min(part.len());
-            let known = self.known_data(number, block, part);
-            sum = sum.saturating_add(known.map_or(guess, |known| known.min(guess)));
+            let rest = guess.saturating_sub(data).min(unknown);
+            sum = sum.saturating_add(data).saturating_add(rest);
         }
         Some(sum)
     }
