@@ -24,6 +24,8 @@ const SHORT_PASS: u64 = 64 << 20;
 const ZERO_RATIO: u64 = 1000;
 /// Most candidates that one question for extents decodes, of those that are not like others.
 const ZERO_TRIES: usize = 16;
+/// Candidates are looked for among so many blocks at once.
+const ZERO_STEP: u64 = 64;
 /// A block of the first pass that shrank by this much is worth waiting for: most of it may be zero,
 /// and who asks for holes is about to copy it.
 const SPARSE_RATIO: u64 = 8;
@@ -220,8 +222,7 @@ impl<L: Layout> Decoded<L> {
 
     /// Decodes some of the blocks in `range` that may be all zero, so that it is known whether they
     /// are.
-    fn find_zeroes(&self, range: ByteRange) {
-        let mut left = TWIN_TRIES;
+    fn find_zeroes(&self, range: ByteRange, tries: &mut Tries) {
         let mut unknown = Vec::new();
         for (number, block) in self.covering(range) {
             if !self.may_be_zero(number, block)
@@ -230,10 +231,10 @@ impl<L: Layout> Decoded<L> {
             {
                 continue;
             }
-            if unknown.len() >= ZERO_TRIES || left == 0 {
+            if tries.are_used_up() {
                 break;
             }
-            left = left.saturating_sub(1);
+            tries.compared = tries.compared.saturating_add(1);
             if self.settle(number, block) {
                 continue;
             }
@@ -244,6 +245,7 @@ impl<L: Layout> Decoded<L> {
                 }
                 continue;
             }
+            tries.decoded = tries.decoded.saturating_add(1);
             unknown.push(number);
         }
         for number in &unknown {
@@ -286,6 +288,19 @@ impl<L: Layout> Decoded<L> {
             }
         }
         ahead > 0
+    }
+}
+
+/// What one question for extents has done to find zeroes.
+#[derive(Debug, Default)]
+struct Tries {
+    compared: usize,
+    decoded: usize,
+}
+
+impl Tries {
+    fn are_used_up(&self) -> bool {
+        self.compared >= TWIN_TRIES || self.decoded >= ZERO_TRIES
     }
 }
 
@@ -333,8 +348,17 @@ impl<L: Layout> Device for Decoded<L> {
     /// shrank is decoded up to the first change from data to zero or back, which is what SEEK_HOLE and
     /// SEEK_DATA want to know.
     fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
-        self.find_zeroes(range);
+        let mut tries = Tries::default();
+        let mut looked = range.start();
         for (number, block) in self.covering(range) {
+            // Not all of them first: an answer of few runs ends after few blocks.
+            if block.end() > looked && !tries.are_used_up() {
+                let last = number.saturating_add(ZERO_STEP).saturating_sub(1);
+                let last = last.min(self.layout.count().saturating_sub(1));
+                looked = self.range(last).end().max(block.end()).min(range.end());
+                let start = block.start().max(range.start());
+                self.find_zeroes(ByteRange::between(start, looked), &mut tries);
+            }
             let sparse = Blocks::is_huge(block.len(), &self.cx)
                 && block.len() / SPARSE_RATIO >= self.layout.encoded(number);
             while !out.is_full() && out.next_offset() < block.end() {
