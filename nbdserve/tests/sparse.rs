@@ -6,15 +6,15 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nbdserve::layer::LayerType;
 use nbdserve::layer::bzip2::BZIP2;
 use nbdserve::layer::gzip::GZIP;
 use nbdserve::layer::lz4::LZ4;
 use nbdserve::layer::lzip::LZIP;
 use nbdserve::layer::xz::XZ;
 use nbdserve::layer::zstd::ZSTD;
-use nbdserve::layer::{Args, LayerType};
 use nbdserve::source::Memory;
-use nbdserve::store::{Place, Store};
+use nbdserve::testing::packed::{self, keeping};
 use nbdserve::testing::{noise, tools};
 use nbdserve::{ByteRange, Cx, Volume};
 
@@ -62,7 +62,7 @@ impl Disk {
 
     fn open(&self, cx: &Cx) -> Volume {
         let below = Memory::volume(self.file.clone());
-        let volume = (self.layer.open)(&below, &Args::new(), cx).unwrap();
+        let volume = packed::open_on(self.layer, &below, cx).unwrap();
         assert_eq!(volume.size(), self.size(), "{}", self.layer.name);
         volume
     }
@@ -112,13 +112,6 @@ fn tool(program: &'static str, args: &'static [&'static str]) -> impl Fn(&[u8]) 
     move |bytes| tools::filter(program, &[args, &["-c"]].concat(), bytes)
 }
 
-/// A context that keeps what it decodes in `folder`.
-fn keeping(folder: &Path) -> Cx {
-    let mut cx = Cx::new(64 << 20);
-    cx.place = Some(Place::new(Store::open(folder).unwrap(), "the disk"));
-    cx
-}
-
 /// Bytes that a folder takes on disk.
 fn allocated(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
@@ -159,7 +152,7 @@ fn frames_without_a_size_are_measured_once_for_all_that_are_alike() {
 fn bzip2_decodes_one_block_of_zeroes_and_keeps_them_as_holes() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(&BZIP2, 32 * MIB, 100 * GIB, tool("bzip2", &["-9"]));
-    let volume = disk.open(&keeping(folder.path()));
+    let volume = disk.open(&keeping(Cx::new(64 << 20), folder.path()));
     disk.assert_sparse(&volume);
     let kept = allocated(folder.path());
     // Two pieces with data; 8 bytes for each 256 KiB of zeroes.
@@ -184,7 +177,7 @@ fn a_pass_over_one_long_frame_keeps_zeroes_as_holes() {
         pieces: 2,
         file,
     };
-    let volume = disk.open(&keeping(folder.path()));
+    let volume = disk.open(&keeping(Cx::new(64 << 20), folder.path()));
     let before = volume.stored(ByteRange::between(0, size)).unwrap();
     assert!(
         (MIB..64 * MIB).contains(&before),

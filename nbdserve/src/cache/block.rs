@@ -544,15 +544,26 @@ mod tests {
             bits[index / 64] |= 1 << (index % 64);
         }
         let block = Block::stored(len, file, 0, bits);
-        let runs = [(0, 3, true), (3, 64, false), (64, 130, true), (130, 200, false)];
+        let runs = [
+            (0, 3, true),
+            (3, 64, false),
+            (64, 130, true),
+            (130, 200, false),
+        ];
         for (start, end, zero) in runs {
             let found = block.run(start * PIECE_BYTES + 7, len, false);
             assert_eq!(found, (end * PIECE_BYTES, zero), "{start}");
         }
         assert_eq!(block.run(len - 1, len, false), (len, true));
-        assert_eq!(block.run(70 * PIECE_BYTES, 71 * PIECE_BYTES, false).0, 71 * PIECE_BYTES);
+        assert_eq!(
+            block.run(70 * PIECE_BYTES, 71 * PIECE_BYTES, false).0,
+            71 * PIECE_BYTES
+        );
         assert_eq!(block.tally(0, len, false), (131 * PIECE_BYTES, 0));
-        assert_eq!(block.tally(10, 4 * PIECE_BYTES + 5, false), (PIECE_BYTES + 5, 0));
+        assert_eq!(
+            block.tally(10, 4 * PIECE_BYTES + 5, false),
+            (PIECE_BYTES + 5, 0)
+        );
     }
 
     #[test]

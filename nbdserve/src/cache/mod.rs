@@ -30,7 +30,7 @@ mod whole;
 pub use blocks::{Blocks, Decode, Huge};
 pub use job::Job;
 pub(crate) use kept::Kept;
-pub use lru::BlockCache;
+pub use lru::{BlockCache, Charge};
 pub use pool::{Pool, Priority, Work};
 pub(crate) use temp::TempFile;
 pub use whole::{OpeningMemory, Shelf, Stored, Whole};

@@ -195,8 +195,8 @@ impl<L: Layout> Decoded<L> {
 
     /// Whether the block shrank so much that it may be all zero.
     fn may_be_zero(&self, number: u64, block: ByteRange) -> bool {
-        let ratio = self.layout.zero_ratio().max(1);
-        block.len() / ratio >= self.layout.encoded(number)
+        let shrunk = block.len().checked_div(self.layout.zero_ratio());
+        shrunk.is_some_and(|shrunk| shrunk >= self.layout.encoded(number))
     }
 
     /// Notes that a block is zero if that can be told without decoding it.

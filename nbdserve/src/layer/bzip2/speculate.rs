@@ -296,12 +296,7 @@ fn take(encoded: &Mutex<Option<Encoded>>) -> Option<Encoded> {
         .take()
 }
 
-fn run(
-    encoded: &Mutex<Option<Encoded>>,
-    outcome: &Sender<Outcome>,
-    most: usize,
-    alike: &Alike,
-) {
+fn run(encoded: &Mutex<Option<Encoded>>, outcome: &Sender<Outcome>, most: usize, alike: &Alike) {
     if let Some(encoded) = take(encoded) {
         // Nobody may want it any more.
         let _ = outcome.send(encoded.decode_or_know(most, alike));
