@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,6 +98,40 @@ fn what_is_kept_is_there_the_next_time_and_is_written_back() {
     }
     let used = fs::metadata(sandbox.join("kept")).unwrap().blocks() * 512;
     assert!(used < 100_000, "{used}");
+}
+
+#[test]
+fn the_file_that_keeps_writes_may_have_a_name_that_is_not_text() {
+    let sandbox = Sandbox::new(Who::Root);
+    let image = sandbox.image(&common::images().disk());
+    let point = sandbox.new_dir("mnt");
+    let kept = || {
+        let option = OsStr::from_bytes(b"--cow=kept-\xff\xfe");
+        sandbox.loopmount().arg(option).args(["-P", "2"])
+    };
+    kept().arg(&image).arg(&point).ok();
+    write(&sandbox, &point.join("etc/new"), TEXT);
+    sandbox.unmount(&point);
+    assert!(sandbox.join(OsStr::from_bytes(b"kept-\xff\xfe")).exists());
+    kept().arg(&image).arg(&point).ok();
+    assert_eq!(sandbox.read_text(point.join("etc/new")), TEXT);
+    sandbox.unmount(&point);
+    let kept = |what: &str| {
+        let option = OsStr::from_bytes(b"--cow=kept-\xff\xfe");
+        sandbox.loopmount().arg(what).arg(option).arg(&image)
+    };
+    let info = kept("--info").ok().out();
+    assert!(info.contains("written"), "{info}");
+    let said = kept("--commit").ok().out();
+    assert!(said.contains("written"), "{said}");
+    sandbox
+        .loopmount()
+        .args(["-P", "2"])
+        .arg(&image)
+        .arg(&point)
+        .ok();
+    assert_eq!(sandbox.read_text(point.join("etc/new")), TEXT);
+    sandbox.unmount(&point);
 }
 
 #[test]

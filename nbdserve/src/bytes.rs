@@ -22,6 +22,19 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What [`hex`] has made of some bytes; `None` for anything else.
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let bytes = pairs.iter().map(|[high, low]| {
+        let value = digit(*high)? << 4 | digit(*low)?;
+        u8::try_from(value).ok()
+    });
+    bytes
+        .collect::<Option<Vec<_>>>()
+        .filter(|_| rest.is_empty())
+}
+
 /// Unsigned, little-endian, 16 bits.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_le_bytes)
@@ -66,6 +79,16 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hexadecimal_digits_come_back_as_bytes_and_nothing_else_does() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_hex(&hex(&all)), Some(all));
+        assert_eq!(from_hex(""), Some(Vec::new()));
+        for text in ["0", "0g", "abc", "+1", "ä"] {
+            assert_eq!(from_hex(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn zero_is_told_from_one_bit_anywhere() {

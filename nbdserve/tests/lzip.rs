@@ -1,12 +1,12 @@
 //! The lzip layer against `lzip` and `plzip`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use nbdserve::layer::Args;
 use nbdserve::layer::lzip::LZIP;
 use nbdserve::source::Memory;
 use nbdserve::store::{Place, Store};
 use nbdserve::testing::conformance::{self, read_all};
-use nbdserve::testing::{Counting, noise, tools};
+use nbdserve::testing::packed::{self, roomy, verifying};
+use nbdserve::testing::{Counting, disk_like, noise, tools};
 use nbdserve::{Access, ByteRange, Cx, Kind, Result, Volume};
 
 const TRAILER: usize = 20;
@@ -21,30 +21,15 @@ fn plzip(bytes: &[u8], args: &[&str]) -> Vec<u8> {
 }
 
 fn image(len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 800_000);
-    let mut part = 0;
-    while bytes.len() < len {
-        part += 1;
-        match part % 3 {
-            0 => bytes.extend(noise(60_000, part)),
-            1 => (0..4000).for_each(|n| bytes.extend(format!("line {n} of {part}\n").bytes())),
-            _ => bytes.extend(vec![0; 700_000]),
-        }
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn roomy() -> Cx {
-    Cx::new(128 << 20)
+    disk_like(len, 1)
 }
 
 fn open(file: Vec<u8>, cx: &Cx) -> Result<Volume> {
-    open_on(&Memory::volume(file), cx)
+    packed::open(&LZIP, file, cx)
 }
 
 fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
-    (LZIP.open)(below, &Args::new(), cx)
+    packed::open_on(&LZIP, below, cx)
 }
 
 #[track_caller]
@@ -206,30 +191,12 @@ fn a_file_cut_anywhere_is_refused() {
 #[test]
 fn a_flipped_bit_anywhere_gives_an_error_or_the_right_bytes() {
     let (bytes, file) = small();
-    let mut cx = roomy();
-    cx.verify = true;
-    let mut survived = 0;
-    for bit in 0..file.len() * 8 {
-        let mut bad = file.clone();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        let read = |volume: Volume| volume.read_vec(0, volume.size().min(5000) as usize);
-        match open(bad, &cx).and_then(read) {
-            Ok(found) => {
-                assert!(found == bytes, "bit {bit}");
-                survived += 1;
-            }
-            Err(error) => {
-                let kind = error.kind();
-                assert!(
-                    matches!(
-                        kind,
-                        Kind::Corrupt | Kind::NotThisFormat | Kind::Unsupported
-                    ),
-                    "bit {bit}: {error}"
-                );
-            }
-        }
-    }
+    let cx = verifying(roomy());
+    let kinds = [Kind::Corrupt, Kind::NotThisFormat, Kind::Unsupported];
+    let survived = packed::flips_without_effect(&file, &bytes, &kinds, |bad| {
+        let volume = open(bad, &cx)?;
+        volume.read_vec(0, volume.size().min(5000) as usize)
+    });
     // The dictionary may be larger or smaller.
     assert!(survived < 30, "{survived} flips were not noticed");
 }
@@ -269,8 +236,7 @@ fn each_size_of_a_trailer_at_its_bounds() {
             let mut bad = file.clone();
             bad[size_at..range.end].copy_from_slice(&lie.to_le_bytes());
             // A member over several others is found out when it is decoded.
-            let mut cx = roomy();
-            cx.verify = true;
+            let cx = verifying(roomy());
             let result = open(bad, &cx).and_then(|volume| {
                 let len = volume.size().min(5000) as usize;
                 volume.read_vec(0, len)
@@ -282,8 +248,7 @@ fn each_size_of_a_trailer_at_its_bounds() {
     for lie in [0, 1, 17, 19, 1 << 40, u64::MAX >> 1, u64::MAX - 1, u64::MAX] {
         let mut bad = file.clone();
         bad[last - 16..last - 8].copy_from_slice(&lie.to_le_bytes());
-        let mut cx = roomy();
-        cx.verify = true;
+        let cx = verifying(roomy());
         match open(bad, &cx) {
             Err(error) => assert_eq!(error.kind(), Kind::Corrupt, "{lie}: {error}"),
             Ok(volume) => {
@@ -303,8 +268,7 @@ fn a_wrong_check_costs_its_member_and_no_other() {
     let mut file = plzip(&bytes, &["-0", "-B", "1MiB"]);
     let wrong = members(&file)[2].end - TRAILER;
     file[wrong] ^= 1;
-    let mut cx = roomy();
-    cx.verify = true;
+    let cx = verifying(roomy());
     let volume = open(file, &cx).unwrap();
     for member in [0, 1, 3, 4] {
         let at = member << 20;

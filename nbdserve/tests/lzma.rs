@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use nbdserve::layer::lzma::LZMA;
-use nbdserve::layer::{Args, Confidence, Sample, Verdict};
+use nbdserve::layer::{Confidence, Sample, Verdict};
 use nbdserve::source::Memory;
-use nbdserve::store::{Place, Store};
 use nbdserve::testing::conformance::{self, read_all};
-use nbdserve::testing::{Counting, noise, tools};
+use nbdserve::testing::packed::{self, roomy, verifying};
+use nbdserve::testing::{Counting, disk_like, noise, tools};
 use nbdserve::{Access, ByteRange, Cx, Kind, Result, Volume};
 
 /// `xz --format=lzma ARGS < bytes`: of unknown size, with an end marker.
@@ -22,44 +22,24 @@ fn sized(bytes: &[u8], args: &[&str], size: u64) -> Vec<u8> {
 }
 
 fn image(len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 800_000);
-    let mut part = 0;
-    while bytes.len() < len {
-        part += 1;
-        match part % 3 {
-            0 => bytes.extend(noise(60_000, part)),
-            1 => (0..4000).for_each(|n| bytes.extend(format!("line {n} of {part}\n").bytes())),
-            _ => bytes.extend(vec![0; 700_000]),
-        }
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn roomy() -> Cx {
-    Cx::new(128 << 20)
+    disk_like(len, 1)
 }
 
 /// Nothing is served before all of it is known to be right.
 fn strict() -> Cx {
-    let mut cx = roomy();
-    cx.verify = true;
-    cx
+    verifying(roomy())
 }
 
 fn open(file: Vec<u8>, cx: &Cx) -> Result<Volume> {
-    open_on(&Memory::volume(file), cx)
+    packed::open(&LZMA, file, cx)
 }
 
 fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
-    (LZMA.open)(below, &Args::new(), cx)
+    packed::open_on(&LZMA, below, cx)
 }
 
 fn keeping(folder: &std::path::Path, budget: u64) -> Cx {
-    let mut cx = Cx::new(budget);
-    let store = Store::open(folder).unwrap();
-    cx.place = Some(Place::new(store, "the disk"));
-    cx
+    packed::keeping(Cx::new(budget), folder)
 }
 
 #[test]

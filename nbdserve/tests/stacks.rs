@@ -1,9 +1,6 @@
 //! Layers on layers: what is known of zeroes comes up through all of them, and costs little.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::Write;
-use std::process::Stdio;
-
 use nbdserve::layer::{Args, LAYERS};
 use nbdserve::plan::{self, Pick, Purpose, Request};
 use nbdserve::source::Memory;
@@ -16,19 +13,7 @@ const GIB: u64 = 1 << 30;
 
 /// What a tool makes of `bytes` on its standard input.
 fn piped(bytes: &[u8], program: &str, args: &[&str]) -> Vec<u8> {
-    let mut child = tools::command(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}"));
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(bytes).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "{program} {args:?}");
-    output.stdout
+    tools::filter(program, args, bytes)
 }
 
 fn open(layer: &str, below: &Volume, cx: &Cx) -> Volume {

@@ -199,11 +199,6 @@ impl Cli {
         if self.layers.iter().any(|layer| layer.name() == "cow") {
             return Err("it is --cow or --cow=FILE, which finds its place by itself".to_owned());
         }
-        if let Some(Some(file)) = &self.cow
-            && file.to_str().is_none()
-        {
-            return Err("the name of the file for --cow is not UTF-8".to_owned());
-        }
         if self.json && !self.info && !self.stats && self.cache != Some(Action::Show) {
             return Err("--json goes with --info, --list, --stats or --cache".to_owned());
         }

@@ -73,7 +73,7 @@ impl Cli {
             Error::io(format!("cannot look at {}", file.display()), error)
                 .hint("loopmount --cow=FILE IMAGE TARGET makes it")
         })?;
-        Ok(Some(LayerSpec::cow(path.to_str())))
+        Ok(Some(LayerSpec::cow(Some(&path))))
     }
 }
 

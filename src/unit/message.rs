@@ -109,7 +109,7 @@ impl Request {
             purpose,
             cow: self.cow.as_ref().map(|cow| match cow {
                 Cow::Scratch | Cow::Replay => LayerSpec::cow(None),
-                Cow::File(path) => LayerSpec::cow(Some(&path.to_string_lossy())),
+                Cow::File(path) => LayerSpec::cow(Some(path)),
             }),
         }
     }

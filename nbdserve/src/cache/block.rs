@@ -414,11 +414,7 @@ impl Block {
 
     fn stored_zero(&self, at: u64) -> bool {
         let index = at / PIECE_BYTES;
-        let state = self.lock();
-        usize::try_from(index / 64)
-            .ok()
-            .and_then(|word| state.zero.get(word))
-            .is_some_and(|word| word >> (index % 64) & 1 == 1)
+        self.lock().is_zero(index)
     }
 
     /// Where the pieces begin that are zero, and how long they are.
@@ -435,27 +431,79 @@ impl Block {
     /// The end of the run of equal pieces at `at`, looked for up to `until`, and whether it is
     /// known to be zero. Counts as serving those bytes.
     pub(super) fn run(&self, at: u64, until: u64, verify: bool) -> (u64, bool) {
-        let known = {
-            let mut state = self.lock();
-            match &state.phase {
-                Phase::Done => self.len,
-                Phase::Running | Phase::Queued if !verify => {
-                    state.served |= state.ready > at;
-                    state.ready
-                }
-                _ => 0,
-            }
-        };
+        let mut state = self.lock();
+        let known = state.known(self.len, verify);
         if at >= known {
             return (self.len, false);
         }
-        let zero = self.stored_zero(at);
+        state.served |= !matches!(state.phase, Phase::Done);
         let known = known.min(until.max(at.saturating_add(1)));
-        let mut end = at;
-        while end < known && self.stored_zero(end) == zero {
-            end = (end / PIECE_BYTES + 1) * PIECE_BYTES;
+        let (zero, end) = Self::run_of_pieces(&state, at, known);
+        (end, zero)
+    }
+
+    /// Bytes from `at` to `until` that are known to be data, and those of which nothing is known.
+    pub(super) fn tally(&self, at: u64, until: u64, verify: bool) -> (u64, u64) {
+        let state = self.lock();
+        let until = until.min(self.len);
+        let known = state.known(self.len, verify).min(until);
+        let unknown = until.saturating_sub(known.max(at));
+        let (mut at, mut data) = (at, 0);
+        while at < known {
+            let (zero, end) = Self::run_of_pieces(&state, at, known);
+            if !zero {
+                data += end - at;
+            }
+            at = end;
         }
-        (end.min(known), zero)
+        (data, unknown)
+    }
+
+    /// Whether the piece at `at` is zero, and where the run of its like ends: at `until`, which is
+    /// beyond `at`, at the latest.
+    fn run_of_pieces(state: &State, at: u64, until: u64) -> (bool, u64) {
+        let first = at / PIECE_BYTES;
+        let last = until.div_ceil(PIECE_BYTES);
+        let zero = state.is_zero(first);
+        let end = state.end_of_run(first, last, zero);
+        (zero, (end * PIECE_BYTES).min(until))
+    }
+}
+
+impl State {
+    /// Bytes from the start of a block of `len` bytes of which it is known whether they are zero.
+    fn known(&self, len: u64, verify: bool) -> u64 {
+        match &self.phase {
+            Phase::Done => len,
+            Phase::Running | Phase::Queued if !verify => self.ready,
+            _ => 0,
+        }
+    }
+
+    /// The 64 pieces that `index` belongs to. What has no bit is not zero.
+    fn word(&self, index: u64) -> u64 {
+        let word = usize::try_from(index / 64).ok();
+        word.and_then(|word| self.zero.get(word))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    fn is_zero(&self, index: u64) -> bool {
+        self.word(index) >> (index % 64) & 1 == 1
+    }
+
+    /// The first piece from `index` on that is not zero, or is, if `zero` is false; `last` when there is
+    /// none before it. An image may have millions of pieces, so 64 are looked at at once.
+    fn end_of_run(&self, mut index: u64, last: u64, zero: bool) -> u64 {
+        while index < last {
+            let word = self.word(index);
+            let others = if zero { !word } else { word } >> (index % 64);
+            if others != 0 {
+                return last.min(index + u64::from(others.trailing_zeros()));
+            }
+            index = (index / 64 + 1) * 64;
+        }
+        last
     }
 }
 
@@ -492,6 +540,51 @@ mod tests {
             limit,
             verify: false,
         }
+    }
+
+    #[test]
+    fn runs_of_stored_pieces_are_found_across_words() {
+        let cx = crate::Cx::new(64 << 20);
+        let file = Arc::new(Backing::temporary(&cx).unwrap());
+        let len = 200 * PIECE_BYTES + 100;
+        let mut bits = vec![0_u64; 4];
+        for index in (0..3).chain(64..130).chain(200..201) {
+            bits[index / 64] |= 1 << (index % 64);
+        }
+        let block = Block::stored(len, file, 0, bits);
+        let runs = [
+            (0, 3, true),
+            (3, 64, false),
+            (64, 130, true),
+            (130, 200, false),
+        ];
+        for (start, end, zero) in runs {
+            let found = block.run(start * PIECE_BYTES + 7, len, false);
+            assert_eq!(found, (end * PIECE_BYTES, zero), "{start}");
+        }
+        assert_eq!(block.run(len - 1, len, false), (len, true));
+        assert_eq!(
+            block.run(70 * PIECE_BYTES, 71 * PIECE_BYTES, false).0,
+            71 * PIECE_BYTES
+        );
+        assert_eq!(block.tally(0, len, false), (131 * PIECE_BYTES, 0));
+        assert_eq!(
+            block.tally(10, 4 * PIECE_BYTES + 5, false),
+            (PIECE_BYTES + 5, 0)
+        );
+    }
+
+    #[test]
+    fn what_was_not_decoded_yet_counts_as_unknown() {
+        let block = Block::in_memory(4 * PIECE_BYTES);
+        assert!(block.claim());
+        assert_eq!(block.tally(0, 4 * PIECE_BYTES, false), (0, 4 * PIECE_BYTES));
+        block.publish(0, PIECE, true);
+        block.publish(PIECE_BYTES, PIECE, false);
+        let tally = block.tally(0, 4 * PIECE_BYTES, false);
+        assert_eq!(tally, (PIECE_BYTES, 2 * PIECE_BYTES));
+        let tally = block.tally(0, 4 * PIECE_BYTES, true);
+        assert_eq!(tally, (0, 4 * PIECE_BYTES), "its check is not known");
     }
 
     #[test]

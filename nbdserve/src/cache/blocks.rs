@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use super::backing::{Backing, Copied, pages_for};
@@ -132,8 +132,7 @@ pub(super) struct Shared {
     /// For [`Blocks::stats`].
     pub(super) used: Used,
     /// Decoders that run now.
-    running: Mutex<usize>,
-    ended: Condvar,
+    running: Arc<Running>,
 }
 
 /// How the blocks were used, as in [`BlockStats`].
@@ -185,8 +184,7 @@ impl Blocks {
             poisoned: Mutex::default(),
             zero: RwLock::default(),
             used: Used::default(),
-            running: Mutex::new(0),
-            ended: Condvar::new(),
+            running: Arc::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -367,6 +365,20 @@ impl Blocks {
         }
     }
 
+    /// Bytes from `skip` to `until` of a block that are known to be data, and those of which nothing is
+    /// known without decoding.
+    #[must_use]
+    pub fn tally(&self, number: u64, skip: u64, until: u64) -> (u64, u64) {
+        let shared = &self.shared;
+        if shared.is_zero(number) {
+            return (0, 0);
+        }
+        match shared.peek(number) {
+            Some(block) => block.tally(skip, until, shared.cx.verify),
+            None => (0, until.saturating_sub(skip)),
+        }
+    }
+
     /// Decodes a whole block and waits for its check, so that [`Self::known`] knows all of it.
     ///
     /// # Errors
@@ -421,14 +433,7 @@ impl Blocks {
     pub fn close(&self) {
         let shared = &self.shared;
         shared.stop.store(true, Ordering::Release);
-        let running = shared
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let waited = shared
-            .ended
-            .wait_timeout_while(running, STOP_LIMIT, |running| *running > 0);
-        drop(waited);
+        shared.running.wait();
         shared.cx.cache.forget(shared.layer);
     }
 }
@@ -439,29 +444,43 @@ impl Drop for Blocks {
     }
 }
 
-/// Counts as a running decoder while it lives, also when that panics.
-struct Run<'a>(&'a Shared);
+/// How many decoders of a layer run. Apart from [`Shared`], so that a thread counts until it holds
+/// nothing of that any more: what is below is closed when the layer is.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    count: Mutex<usize>,
+    ended: Condvar,
+}
 
-impl<'a> Run<'a> {
-    fn begin(shared: &'a Shared) -> Self {
-        let mut running = shared
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *running += 1;
-        Self(shared)
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until none runs, with a bound.
+    fn wait(&self) {
+        let running = self.lock();
+        let waited = self
+            .ended
+            .wait_timeout_while(running, STOP_LIMIT, |running| *running > 0);
+        drop(waited);
     }
 }
 
-impl Drop for Run<'_> {
+/// Counts as a running decoder while it lives, also when that panics.
+#[derive(Debug)]
+pub(super) struct Run(Arc<Running>);
+
+impl Run {
+    fn begin(running: &Arc<Running>) -> Self {
+        *running.lock() += 1;
+        Self(Arc::clone(running))
+    }
+}
+
+impl Drop for Run {
     fn drop(&mut self) {
-        let mut running = self
-            .0
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *running -= 1;
-        drop(running);
+        *self.0.lock() -= 1;
         self.0.ended.notify_all();
     }
 }
@@ -551,16 +570,26 @@ impl Shared {
     }
 
     fn work(self: &Arc<Self>, block: &Arc<Block>, number: u64) -> super::Work {
-        let shared = Arc::clone(self);
-        // The cache holds the block; what was taken out of it needs no work.
-        let block = Arc::downgrade(block);
-        Box::new(move || shared.run(&block, number))
+        // A layer that was closed, and a block that was taken out of the cache, need no work.
+        let (shared, block) = (Arc::downgrade(self), Arc::downgrade(block));
+        let running = Arc::clone(&self.running);
+        Box::new(move || {
+            let _running = Run::begin(&running);
+            if let Some(shared) = shared.upgrade() {
+                shared.run(&block, number);
+            }
+        })
+    }
+
+    /// For a thread that holds `self`: to be dropped after that.
+    pub(super) fn note_running(&self) -> Run {
+        Run::begin(&self.running)
     }
 
     /// Decodes a block, unless it is gone or someone else has begun to.
     pub(super) fn run(self: &Arc<Self>, block: &Weak<Block>, number: u64) {
         // Ends after `block` is let go, so that its memory is back when nothing runs any more.
-        let _running = Run::begin(self);
+        let _running = Run::begin(&self.running);
         let Some(block) = block.upgrade().filter(|block| block.is_queued()) else {
             return;
         };

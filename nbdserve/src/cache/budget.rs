@@ -105,6 +105,18 @@ impl Budget {
         })
     }
 
+    /// Counts `bytes` that are there whether they are free or not.
+    pub(super) fn charge(&self, bytes: u64) {
+        let mut used = self.lock();
+        used.bytes = used.bytes.saturating_add(bytes);
+        used.peak = used.peak.max(used.bytes);
+    }
+
+    /// Gives back what [`Self::charge`] has counted.
+    pub(super) fn discharge(&self, bytes: u64) {
+        self.give_back(bytes, None);
+    }
+
     /// Waits until something was given back, at most `limit`.
     pub(super) fn wait_freed(&self, limit: Duration) {
         let used = self.lock();

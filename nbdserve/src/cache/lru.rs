@@ -295,6 +295,39 @@ impl BlockCache {
     }
 }
 
+/// Memory that a layer cannot do without, counted in the budget as long as this lives: decoded blocks
+/// make room for it.
+#[derive(Debug)]
+pub struct Charge {
+    cache: Arc<BlockCache>,
+    bytes: AtomicU64,
+}
+
+impl Charge {
+    /// Nothing yet, in the budget of `cache`.
+    #[must_use]
+    pub fn new(cache: &Arc<BlockCache>) -> Self {
+        Self {
+            cache: Arc::clone(cache),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// So many bytes more.
+    pub fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.cache.budget.charge(bytes);
+        while self.cache.used() > self.cache.budget() && self.cache.evict_one() {}
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        self.cache.budget.discharge(bytes);
+    }
+}
+
 impl State {
     fn touch(&mut self, key: Key) -> Option<Arc<Block>> {
         let entry = self.blocks.get(&key)?;

@@ -31,7 +31,7 @@ pub use crate::sys::memory::Room;
 pub use blocks::{Blocks, Decode, Huge};
 pub use job::Job;
 pub(crate) use kept::Kept;
-pub use lru::BlockCache;
+pub use lru::{BlockCache, Charge};
 pub use pool::{Pool, Priority, Work};
 pub(crate) use temp::TempFile;
 pub use whole::{OpeningMemory, Shelf, Stored, Whole};
@@ -57,6 +57,21 @@ pub trait Sink {
     /// When the unit is being taken down.
     fn room(&mut self) -> crate::Result<Option<Room<'_>>> {
         Ok(None)
+    }
+
+    /// The next `len` bytes are zero.
+    ///
+    /// # Errors
+    /// As [`Self::spare`] and [`Self::advance`].
+    fn zeroes(&mut self, mut len: usize) -> crate::Result<()> {
+        while len > 0 {
+            let spare = self.spare()?;
+            let now = spare.len().min(len);
+            spare[..now].fill(0);
+            self.advance(now)?;
+            len -= now;
+        }
+        Ok(())
     }
 
     /// A sign of life: input has come. To be called for each request to the volume below.

@@ -139,10 +139,14 @@ impl Passes {
         // What was asked for last is needed first.
         state.queue.push_front((number, Arc::clone(block)));
         if state.threads < shared.cx.pool.threads() {
-            let owned = Arc::clone(shared);
+            let (owned, running) = (Arc::clone(shared), shared.note_running());
             let started = thread::Builder::new()
                 .name("pass".to_owned())
-                .spawn(move || owned.passes.work(&owned));
+                .spawn(move || {
+                    owned.passes.work(&owned);
+                    drop(owned);
+                    drop(running);
+                });
             match started {
                 Ok(_) => state.threads += 1,
                 Err(_) if state.threads > 0 => {}

@@ -186,26 +186,39 @@ impl Whole<'_> {
         if bytes.is_empty() {
             return Ok(());
         }
+        if is_zero(bytes) {
+            return self.store_zero(self.filled);
+        }
+        let at = self.place()?;
+        self.shelf.file.write(&self.piece[..self.filled], at)?;
+        self.at += self.filled as u64;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// The next piece, of `len` bytes, is zero.
+    fn store_zero(&mut self, len: usize) -> Result<()> {
+        let at = self.place()?;
         let index = self.at / PIECE_BYTES;
         let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
         if self.zero.len() <= word {
             self.zero.resize(word + 1, 0);
         }
-        let end = self.shelf.base.checked_add(self.at);
-        let end = end.filter(|end| *end <= i64::MAX.unsigned_abs() - PIECE_BYTES);
-        let at = end.ok_or_else(|| {
-            let what = format!("more than {} decoded bytes", self.at);
-            Error::new(Kind::Limit, what)
-        })?;
-        if is_zero(bytes) {
-            self.zero[word] |= 1 << (index % 64);
-            self.shelf.file.write_zero(at);
-        } else {
-            self.shelf.file.write(bytes, at)?;
-        }
-        self.at += self.filled as u64;
+        self.zero[word] |= 1 << (index % 64);
+        self.shelf.file.write_zero(at);
+        self.at += len as u64;
         self.filled = 0;
         Ok(())
+    }
+
+    /// Where the next piece belongs in the file.
+    fn place(&self) -> Result<u64> {
+        let end = self.shelf.base.checked_add(self.at);
+        let end = end.filter(|end| *end <= i64::MAX.unsigned_abs() - PIECE_BYTES);
+        end.ok_or_else(|| {
+            let what = format!("more than {} decoded bytes", self.at);
+            Error::new(Kind::Limit, what)
+        })
     }
 }
 
@@ -221,6 +234,25 @@ impl Sink for Whole<'_> {
             self.store()?;
         }
         self.beat()
+    }
+
+    /// Whole pieces of zeroes are not put into memory first.
+    fn zeroes(&mut self, mut len: usize) -> Result<()> {
+        while len > 0 {
+            self.beat()?;
+            let now = len.min(PIECE - self.filled);
+            if now == PIECE {
+                self.store_zero(now)?;
+            } else {
+                self.piece[self.filled..self.filled + now].fill(0);
+                self.filled += now;
+                if self.filled == PIECE {
+                    self.store()?;
+                }
+            }
+            len -= now;
+        }
+        Ok(())
     }
 
     fn beat(&self) -> Result<()> {

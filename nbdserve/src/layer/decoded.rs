@@ -20,10 +20,12 @@ use crate::{
 const SMALL: u64 = 1 << 20;
 /// A first pass over fewer bytes than this is no worse than decoding a block.
 const SHORT_PASS: u64 = 64 << 20;
-/// A block that shrank by this much is a candidate for being all zero.
+/// A block that shrank by this much is a candidate for being all zero, in most formats.
 const ZERO_RATIO: u64 = 1000;
 /// Most candidates that one question for extents decodes, of those that are not like others.
 const ZERO_TRIES: usize = 16;
+/// Candidates are looked for among so many blocks at once.
+const ZERO_STEP: u64 = 64;
 /// A block of the first pass that shrank by this much is worth waiting for: most of it may be zero,
 /// and who asks for holes is about to copy it.
 const SPARSE_RATIO: u64 = 8;
@@ -54,6 +56,11 @@ pub(super) trait Layout: Decode + 'static {
     /// decoded.
     fn is_zero(&self, _number: u64) -> bool {
         false
+    }
+
+    /// How many bytes of zeroes are encoded in one, at least: a block that shrank by less is data.
+    fn zero_ratio(&self) -> u64 {
+        ZERO_RATIO
     }
 
     /// Where all bytes lie below that the block is decoded from, and what else its meaning depends
@@ -188,7 +195,8 @@ impl<L: Layout> Decoded<L> {
 
     /// Whether the block shrank so much that it may be all zero.
     fn may_be_zero(&self, number: u64, block: ByteRange) -> bool {
-        block.len() / ZERO_RATIO >= self.layout.encoded(number)
+        let shrunk = block.len().checked_div(self.layout.zero_ratio());
+        shrunk.is_some_and(|shrunk| shrunk >= self.layout.encoded(number))
     }
 
     /// Notes that a block is zero if that can be told without decoding it.
@@ -212,32 +220,9 @@ impl<L: Layout> Decoded<L> {
         }
     }
 
-    /// Bytes of `part` of a block that are not known to be zero; `None` when nothing is known.
-    fn known_data(&self, number: u64, block: ByteRange, part: ByteRange) -> Option<u64> {
-        if !self.blocks.is_begun(number) {
-            return None;
-        }
-        let until = part.end().saturating_sub(block.start());
-        let mut at = part.start().saturating_sub(block.start());
-        let mut sum = 0_u64;
-        while at < until {
-            let (end, zero) = self.blocks.known(number, at, until);
-            let end = end.min(until);
-            if end <= at {
-                break;
-            }
-            if !zero {
-                sum = sum.saturating_add(end.saturating_sub(at));
-            }
-            at = end;
-        }
-        Some(sum)
-    }
-
     /// Decodes some of the blocks in `range` that may be all zero, so that it is known whether they
     /// are.
-    fn find_zeroes(&self, range: ByteRange) {
-        let mut left = TWIN_TRIES;
+    fn find_zeroes(&self, range: ByteRange, tries: &mut Tries) {
         let mut unknown = Vec::new();
         for (number, block) in self.covering(range) {
             if !self.may_be_zero(number, block)
@@ -246,10 +231,10 @@ impl<L: Layout> Decoded<L> {
             {
                 continue;
             }
-            if unknown.len() >= ZERO_TRIES || left == 0 {
+            if tries.are_used_up() {
                 break;
             }
-            left = left.saturating_sub(1);
+            tries.compared = tries.compared.saturating_add(1);
             if self.settle(number, block) {
                 continue;
             }
@@ -260,6 +245,7 @@ impl<L: Layout> Decoded<L> {
                 }
                 continue;
             }
+            tries.decoded = tries.decoded.saturating_add(1);
             unknown.push(number);
         }
         for number in &unknown {
@@ -302,6 +288,19 @@ impl<L: Layout> Decoded<L> {
             }
         }
         ahead > 0
+    }
+}
+
+/// What one question for extents has done to find zeroes.
+#[derive(Debug, Default)]
+struct Tries {
+    compared: usize,
+    decoded: usize,
+}
+
+impl Tries {
+    fn are_used_up(&self) -> bool {
+        self.compared >= TWIN_TRIES || self.decoded >= ZERO_TRIES
     }
 }
 
@@ -368,8 +367,17 @@ impl<L: Layout> Device for Decoded<L> {
     /// shrank is decoded up to the first change from data to zero or back, which is what SEEK_HOLE and
     /// SEEK_DATA want to know.
     fn extents(&self, range: ByteRange, out: &mut Extents) -> Result<()> {
-        self.find_zeroes(range);
+        let mut tries = Tries::default();
+        let mut looked = range.start();
         for (number, block) in self.covering(range) {
+            // Not all of them first: an answer of few runs ends after few blocks.
+            if block.end() > looked && !tries.are_used_up() {
+                let last = number.saturating_add(ZERO_STEP).saturating_sub(1);
+                let last = last.min(self.layout.count().saturating_sub(1));
+                looked = self.range(last).end().max(block.end()).min(range.end());
+                let start = block.start().max(range.start());
+                self.find_zeroes(ByteRange::between(start, looked), &mut tries);
+            }
             let sparse = Blocks::is_huge(block.len(), &self.cx)
                 && block.len() / SPARSE_RATIO >= self.layout.encoded(number);
             while !out.is_full() && out.next_offset() < block.end() {
@@ -407,14 +415,18 @@ impl<L: Layout> Device for Decoded<L> {
         let mut sum = 0_u64;
         for (number, block) in self.covering(range) {
             let part = block.intersect(range);
-            let guess = if self.may_be_zero(number, block) {
+            let skip = part.start().saturating_sub(block.start());
+            let until = part.end().saturating_sub(block.start());
+            let (data, unknown) = self.blocks.tally(number, skip, until);
+            // Of a huge block some is data, however much it shrank.
+            let is_huge = Blocks::is_huge(block.len(), &self.cx);
+            let guess = if self.may_be_zero(number, block) && !is_huge {
                 0
             } else {
                 self.layout.encoded(number).saturating_mul(USUAL_RATIO)
             };
-            let guess = guess.min(part.len());
-            let known = self.known_data(number, block, part);
-            sum = sum.saturating_add(known.map_or(guess, |known| known.min(guess)));
+            let rest = guess.saturating_sub(data).min(unknown);
+            sum = sum.saturating_add(data).saturating_add(rest);
         }
         Some(sum)
     }

@@ -1,13 +1,14 @@
 //! The plan and its parts, as written by people and in records.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::FsInfo;
 use crate::error::escape;
-use crate::layer::cow::COW;
+use crate::layer::cow::{self, COW};
 use crate::layer::{Args, LAYERS, LayerType};
 use crate::{Error, Kind, Result};
 
@@ -129,11 +130,10 @@ impl LayerSpec {
 
     /// The layer that keeps writes apart from the image, in `file` or until the end.
     #[must_use]
-    pub fn cow(file: Option<&str>) -> Self {
-        let args = file.map(|file| ("file".to_owned(), file.to_owned()));
+    pub fn cow(file: Option<&Path>) -> Self {
         Self {
             name: COW.name.to_owned(),
-            args: args.into_iter().collect(),
+            args: file.map(cow::args_for).into_iter().collect(),
         }
     }
 

@@ -8,6 +8,7 @@ mod counting;
 mod faulty;
 pub mod fuzz;
 mod model;
+pub mod packed;
 mod platter;
 mod recorder;
 mod rng;

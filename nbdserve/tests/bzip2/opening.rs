@@ -1,19 +1,15 @@
 //! What an opening costs: the first one decodes everything once, later ones nothing.
 
 use nbdserve::source::Memory;
-use nbdserve::store::{Place, Store};
-use nbdserve::testing::Counting;
 use nbdserve::testing::conformance::read_all;
+use nbdserve::testing::{Counting, packed};
 use nbdserve::{ByteRange, Cx, Kind, Volume};
 
 use crate::tools::{Witness, bzip2, image, noise, open, open_on, roomy};
 
 /// A context that keeps things in `folder`.
 pub(crate) fn keeping(folder: &std::path::Path, budget: u64) -> Cx {
-    let mut cx = Cx::new(budget);
-    let store = Store::open(folder).unwrap();
-    cx.place = Some(Place::new(store, "the disk"));
-    cx
+    packed::keeping(Cx::new(budget), folder)
 }
 
 /// As [`keeping`], with the index that an opening of `file` has kept, but not the decoded bytes.

@@ -19,7 +19,7 @@ fn open(image: &Path, file: &Path, layers: &[&str]) -> Result<Volume> {
         layers: layers.iter().map(|layer| layer.parse().unwrap()).collect(),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
-        cow: Some(LayerSpec::cow(file.to_str())),
+        cow: Some(LayerSpec::cow(Some(file))),
     };
     let name = image.to_str().unwrap();
     plan::resolve(source, name, &request, &|_, _| None, &cx()).map(|resolved| resolved.volume)

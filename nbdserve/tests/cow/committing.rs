@@ -18,7 +18,7 @@ fn open(image: &Path, file: &Path) -> Result<Volume> {
     let request = Request {
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
-        cow: Some(LayerSpec::cow(file.to_str())),
+        cow: Some(LayerSpec::cow(Some(file))),
         ..Request::default()
     };
     let name = image.to_str().unwrap();
@@ -105,7 +105,7 @@ fn a_file_of_a_disk_in_an_archive_is_written_back_into_the_archive() {
         layers: layers.to_vec(),
         pick: Pick::Disk,
         purpose: Purpose::Bytes,
-        cow: Some(LayerSpec::cow(file.to_str())),
+        cow: Some(LayerSpec::cow(Some(&file))),
     };
     let name = tar.to_str().unwrap();
     let resolved = plan::resolve(source, name, &request, &|_, _| None, &cx()).unwrap();

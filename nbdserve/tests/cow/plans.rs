@@ -1,6 +1,8 @@
 //! Where the layer lies in a stack, and what `--info` says of it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nbdserve::plan::{self, Info, LayerSpec, Pick, Purpose, Request, Resolved};
@@ -69,10 +71,19 @@ fn it_lies_on_the_decoded_disk_below_the_partition() {
 
 #[test]
 fn one_file_serves_every_partition_and_a_plan_opens_it_again() {
+    one_file_serves_all(OsStr::new("kept, with = and,"));
+}
+
+#[test]
+fn so_does_a_file_whose_name_is_not_text() {
+    one_file_serves_all(OsStr::from_bytes(b"kept, \xff\n=\xfe"));
+}
+
+fn one_file_serves_all(name: &OsStr) {
     let dir = tempfile::tempdir().unwrap();
     let image = xz(dir.path());
-    let file = dir.path().join("kept, with = and,");
-    let kept = || LayerSpec::cow(file.to_str());
+    let file = dir.path().join(name);
+    let kept = || LayerSpec::cow(Some(&file));
     for (part, text) in [("1", b"one"), ("2", b"two")] {
         let pick = Pick::Partition(part.to_owned());
         let found = resolve(&image, &[], pick, kept()).unwrap();
@@ -95,6 +106,7 @@ fn one_file_serves_every_partition_and_a_plan_opens_it_again() {
     let again = plan::reopen(source, &plan, &cx()).unwrap();
     assert_eq!(again.volume.read_vec(0, 3).unwrap(), b"two");
     drop(again);
+    assert!(file.exists());
     let whole = resolve(&image, &[], Pick::Disk, kept()).unwrap();
     assert_eq!(whole.volume.read_vec(2048 * 512, 3).unwrap(), b"one");
     let info = Info::new(&whole).to_string();
@@ -107,7 +119,7 @@ fn a_table_that_was_written_counts() {
     let dir = tempfile::tempdir().unwrap();
     let (image, file) = (dir.path().join("blank"), dir.path().join("kept"));
     fs::write(&image, vec![0; 3 << 20]).unwrap();
-    let kept = || LayerSpec::cow(file.to_str());
+    let kept = || LayerSpec::cow(Some(&file));
     let blank = resolve(&image, &["raw"], Pick::Disk, kept()).unwrap();
     blank
         .volume

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use nbdserve::layer::vhd::VHD;
-use nbdserve::testing::{conformance, noise};
-use nbdserve::{ByteRange, ExtentFlags, Kind};
+use nbdserve::source::Memory;
+use nbdserve::testing::{conformance, noise, tools};
+use nbdserve::{ByteRange, Cx, ExtentFlags, Kind, plan};
 
 use crate::tools::{
     MIB, Made, disk, error_of, error_of_file, is_probed, is_right_or_refused, lie_in_each_field,
@@ -113,6 +114,38 @@ fn each_sort_is_probed() {
     let fixed = Made::new(&disk(3), "vpc", "subformat=fixed,force_size=on").bytes();
     assert!(is_probed(&VHD, &fixed).unwrap().contains("before the end"));
     assert_eq!(is_probed(&VHD, &fixed[..fixed.len() - 1]), None);
+}
+
+/// The layers of what `file` is found to be, and how many blocks of the outermost were decoded.
+fn found(file: Vec<u8>) -> (Vec<String>, u64) {
+    let request = plan::Request {
+        pick: plan::Pick::Disk,
+        purpose: plan::Purpose::Bytes,
+        ..plan::Request::default()
+    };
+    let cx = Cx::new(64 << 20);
+    let found = plan::resolve(Memory::volume(file), "x", &request, &|_, _| None, &cx).unwrap();
+    let names = found.chain.iter().skip(1).map(|one| one.name().to_owned());
+    let blocks = found.chain[1].stats().blocks.unwrap();
+    (names.collect(), blocks.decodes)
+}
+
+#[test]
+fn a_fixed_one_that_is_compressed_in_blocks_is_known_by_its_last_block() {
+    let disk = noise(4 << 20, 1);
+    let fixed = Made::new(&disk, "vpc", "subformat=fixed,force_size=on").bytes();
+    let xz = |bytes: &[u8]| tools::filter("xz", &["-0", "-c", "--block-size=1MiB"], bytes);
+    let (layers, decodes) = found(xz(&fixed));
+    assert_eq!(layers, ["xz", "vhd"]);
+    assert!(decodes <= 3, "{decodes} blocks of 5");
+    // Of a disk of a usual size only the first one is looked at.
+    assert_eq!(found(xz(&disk)), (vec!["xz".to_owned()], 1));
+    // A last block that is damaged leaves the rest as it is.
+    let odd = noise((4 << 20) + 512, 2);
+    let mut file = xz(&odd);
+    let last = file.len() - 200;
+    file[last] ^= 1;
+    assert_eq!(found(file).0, ["xz"]);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use nbdserve::{Access, ByteRange, Cx, Kind};
 
 use crate::tools::{
-    MIB, Witness, bgzip, blocks, counted, decodes, gzip, image, indexes, member, noise, open,
-    packed, read, roomy, stored, try_read_all, with_store,
+    MIB, Witness, bgzip, blocks, counted, decodes, gzip, image, indexes, keeping, member, noise,
+    open, packed, read, roomy, stored, try_read_all,
 };
 
 #[test]
@@ -49,9 +49,9 @@ fn a_second_opening_makes_no_pass() {
     let bytes = image(30 * MIB, 3);
     for file in [gzip(&bytes), bgzip(&bytes)] {
         let folder = tempfile::tempdir().unwrap();
-        let (first, _) = counted(&file, &with_store(roomy(), folder.path()));
+        let (first, _) = counted(&file, &keeping(roomy(), folder.path()));
         assert!(try_read_all(&first).unwrap() == bytes);
-        let (second, counts) = counted(&file, &with_store(roomy(), folder.path()));
+        let (second, counts) = counted(&file, &keeping(roomy(), folder.path()));
         assert_eq!((counts.reads(), counts.read_bytes()), (1, 4));
         assert_eq!(second.geometry(), first.geometry());
         assert!(try_read_all(&second).unwrap() == bytes);
@@ -66,7 +66,7 @@ fn padding_is_read_once_and_never_again() {
         file.resize(file.len() + 20 * MIB, 0);
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            let (volume, counts) = counted(&file, &with_store(roomy(), folder.path()));
+            let (volume, counts) = counted(&file, &keeping(roomy(), folder.path()));
             counts.reset();
             assert!(try_read_all(&volume).unwrap() == bytes);
             assert!(!counts.has_read(ByteRange::between(end, u64::MAX)));
@@ -80,7 +80,7 @@ fn the_index_takes_less_than_one_percent_on_disk() {
     for bytes in [noise(32 * MIB, 4), image(32 * MIB, 5)] {
         for file in [gzip(&bytes), bgzip(&bytes)] {
             let folder = tempfile::tempdir().unwrap();
-            open(file, &with_store(roomy(), folder.path())).unwrap();
+            open(file, &keeping(roomy(), folder.path())).unwrap();
             let size = stored(folder.path());
             println!("{size} bytes");
             assert!(size > 0 && size < bytes.len() as u64 / 100, "{size}");
@@ -94,7 +94,7 @@ fn an_index_that_grows_too_large_is_thinned_out() {
     let file = gzip(&bytes);
     let folder = tempfile::tempdir().unwrap();
     // Of 2 MiB an eighth: seven windows of noise.
-    let volume = open(file, &with_store(Cx::new(2 << 20), folder.path())).unwrap();
+    let volume = open(file, &keeping(Cx::new(2 << 20), folder.path())).unwrap();
     assert!(stored(folder.path()) < 270_000, "{}", stored(folder.path()));
     let Access::Block(longest) = volume.geometry().access else {
         panic!("spans are still shorter than what counts as a pass");
@@ -108,10 +108,10 @@ fn an_index_of_a_mount_with_more_memory_is_used_with_less() {
     let bytes = noise(40 * MIB, 12);
     let file = gzip(&bytes);
     let folder = tempfile::tempdir().unwrap();
-    open(file.clone(), &with_store(roomy(), folder.path())).unwrap();
+    open(file.clone(), &keeping(roomy(), folder.path())).unwrap();
     let kept = stored(folder.path());
     // Of 2 MiB an eighth, and at most four times that for what was kept.
-    let (volume, counts) = counted(&file, &with_store(Cx::new(2 << 20), folder.path()));
+    let (volume, counts) = counted(&file, &keeping(Cx::new(2 << 20), folder.path()));
     assert_eq!(counts.read_bytes(), 4);
     assert_eq!(stored(folder.path()), kept);
     let Access::Block(longest) = volume.geometry().access else {
@@ -120,7 +120,7 @@ fn an_index_of_a_mount_with_more_memory_is_used_with_less() {
     assert!((8 << 20..9 << 20).contains(&longest), "{longest}");
     assert!(try_read_all(&volume).unwrap() == bytes);
     // Too much: found out anew, and kept in the place of the other.
-    let (_, counts) = counted(&file, &with_store(Cx::new(256 << 10), folder.path()));
+    let (_, counts) = counted(&file, &keeping(Cx::new(256 << 10), folder.path()));
     assert!(counts.read_bytes() > file.len() as u64);
     assert!(stored(folder.path()) < kept);
 }
@@ -136,7 +136,7 @@ fn zeroes_are_known_from_the_index_without_decoding() {
         .enumerate()
     {
         println!("{number}");
-        let (volume, counts) = counted(file, &with_store(roomy(), folder.path()));
+        let (volume, counts) = counted(file, &keeping(roomy(), folder.path()));
         counts.reset();
         let extents = volume.extents(ByteRange::between(0, volume.size()));
         let extents = extents.unwrap();
@@ -154,7 +154,7 @@ fn members_of_a_megabyte_are_entered_without_a_window() {
     let parts: Vec<_> = (0..12).map(|n| noise(MIB + 1000, n)).collect();
     let file: Vec<_> = parts.iter().flat_map(|part| gzip(part)).collect();
     let folder = tempfile::tempdir().unwrap();
-    let volume = open(file, &with_store(roomy(), folder.path())).unwrap();
+    let volume = open(file, &keeping(roomy(), folder.path())).unwrap();
     assert_eq!(volume.geometry().access, Access::Block((1 << 20) + 1000));
     assert!(stored(folder.path()) < 1000, "{}", stored(folder.path()));
     assert!(try_read_all(&volume).unwrap() == parts.concat());
@@ -165,11 +165,11 @@ fn an_index_in_the_cache_that_is_damaged_or_of_another_file_costs_a_pass() {
     let (one, two) = (image(12 * MIB, 7), image(13 * MIB, 8));
     let (file, other) = (gzip(&one), gzip(&two));
     let folder = tempfile::tempdir().unwrap();
-    open(file.clone(), &with_store(roomy(), folder.path())).unwrap();
+    open(file.clone(), &keeping(roomy(), folder.path())).unwrap();
     // Another file under the same name.
-    let volume = open(other.clone(), &with_store(roomy(), folder.path())).unwrap();
+    let volume = open(other.clone(), &keeping(roomy(), folder.path())).unwrap();
     assert!(try_read_all(&volume).unwrap() == two);
-    let volume = open(file.clone(), &with_store(roomy(), folder.path())).unwrap();
+    let volume = open(file.clone(), &keeping(roomy(), folder.path())).unwrap();
     assert!(try_read_all(&volume).unwrap() == one);
     for path in indexes(folder.path()) {
         let mut kept = std::fs::read(&path).unwrap();
@@ -177,7 +177,7 @@ fn an_index_in_the_cache_that_is_damaged_or_of_another_file_costs_a_pass() {
         kept[last] ^= 1;
         std::fs::write(&path, kept).unwrap();
     }
-    let (volume, counts) = counted(&file, &with_store(roomy(), folder.path()));
+    let (volume, counts) = counted(&file, &keeping(roomy(), folder.path()));
     assert!(counts.read_bytes() >= file.len() as u64);
     assert!(try_read_all(&volume).unwrap() == one);
 }
@@ -187,12 +187,12 @@ fn a_file_that_changed_under_its_index_is_an_error_and_never_other_bytes() {
     let bytes = image(16 * MIB, 9);
     let file = gzip(&bytes);
     let folder = tempfile::tempdir().unwrap();
-    open(file.clone(), &with_store(roomy(), folder.path())).unwrap();
+    open(file.clone(), &keeping(roomy(), folder.path())).unwrap();
     // Same length, so that only checksums can tell: in the middle of the second span.
     let mut changed = file.clone();
     let at = file.len() / 3;
     changed[at] ^= 0x10;
-    let mut cx = with_store(roomy(), folder.path());
+    let mut cx = keeping(roomy(), folder.path());
     cx.verify = true;
     let (volume, counts) = counted(&changed, &cx);
     assert_eq!(counts.reads(), 1, "the index was used");

@@ -1,9 +1,9 @@
 //! Random files against the bytes they were made of.
 
-use nbdserve::Cx;
+use nbdserve::{Cx, testing};
 use proptest::prelude::*;
 
-use crate::tools::{image, member, noise, open, packed, read, with_store};
+use crate::tools::{image, keeping, member, noise, open, packed};
 
 const TOOLS: [(&str, &[&str]); 8] = [
     ("gzip", &["-1"]),
@@ -46,32 +46,11 @@ proptest! {
         file.resize(file.len() + padding, 0);
         let folder = tempfile::tempdir().unwrap();
         // The second time from the index.
-        for round in 0..2 {
-            let mut cx = with_store(Cx::new(budget), folder.path());
+        for _ in 0..2 {
+            let mut cx = keeping(Cx::new(budget), folder.path());
             cx.verify = verify;
             let volume = open(file.clone(), &cx).unwrap();
-            prop_assert_eq!(volume.size(), bytes.len() as u64);
-            let wrong = std::sync::Mutex::new(Vec::new());
-            std::thread::scope(|scope| {
-                for part in reads.chunks(6) {
-                    let (volume, bytes, wrong) = (&volume, &bytes, &wrong);
-                    scope.spawn(move || {
-                        for (at, len) in part {
-                            let at = *at as usize % (bytes.len() + 1);
-                            let len = (*len).min(bytes.len() - at);
-                            match read(volume, at, len) {
-                                Ok(found) if found == bytes[at..at + len] => {}
-                                other => {
-                                    let what = other.map(|_| "other bytes");
-                                    wrong.lock().unwrap().push((round, at, len, what));
-                                }
-                            }
-                        }
-                    });
-                }
-            });
-            let wrong = wrong.into_inner().unwrap();
-            prop_assert!(wrong.is_empty(), "{:?}", wrong);
+            testing::packed::assert_reads(&volume, &bytes, &reads);
         }
     }
 }

@@ -1,36 +1,21 @@
 //! What the gzip tests share: images, the foreign tools, members made by hand.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Mutex;
 
 use nbdserve::cx::Observer;
 use nbdserve::layer::gzip::GZIP;
 use nbdserve::source::Memory;
-use nbdserve::store::{Place, Store};
-pub(crate) use nbdserve::testing::noise;
-use nbdserve::testing::{Counting, Counts, tools};
+pub(crate) use nbdserve::testing::packed::{keeping, read, roomy, try_read_all};
+use nbdserve::testing::{self, Counting, Counts, tools};
+pub(crate) use nbdserve::testing::{disk_like as image, noise};
 use nbdserve::{Cx, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
 
 /// `PROGRAM ARGS -c < bytes`.
 pub(crate) fn packed(program: &str, bytes: &[u8], args: &[&str]) -> Vec<u8> {
-    let mut child = tools::command(program)
-        .args(args)
-        .arg("-c")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(bytes).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "{program} {args:?}");
-    output.stdout
+    tools::filter(program, &[args, &["-c"]].concat(), bytes)
 }
 
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -41,49 +26,18 @@ pub(crate) fn bgzip(bytes: &[u8]) -> Vec<u8> {
     packed("bgzip", bytes, &["-l", "1"])
 }
 
-/// Like a disk image: text, noise and long runs of zeroes.
-pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 100_000);
-    let mut part = seed;
-    while bytes.len() < len {
-        part += 1;
-        match part % 4 {
-            0 => bytes.extend(noise(300_000, part)),
-            1 => bytes.extend(vec![0; 700_000]),
-            _ => {
-                for line in 0..6000 {
-                    bytes.extend(format!("line {line} of part {part}, as in a log\n").bytes());
-                }
-            }
-        }
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 pub(crate) fn open(file: Vec<u8>, cx: &Cx) -> Result<Volume> {
-    open_on(&Memory::volume(file), cx)
+    testing::packed::open(&GZIP, file, cx)
 }
 
 pub(crate) fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
-    (GZIP.open)(below, &nbdserve::layer::Args::new(), cx)
+    testing::packed::open_on(&GZIP, below, cx)
 }
 
 /// Opens, counting what is asked of the file.
 pub(crate) fn counted(file: &[u8], cx: &Cx) -> (Volume, Counts) {
     let (below, counts) = Counting::volume(Memory::volume(file.to_vec()));
     (open_on(&below, cx).unwrap(), counts)
-}
-
-/// A context with a budget that holds all spans of small tests.
-pub(crate) fn roomy() -> Cx {
-    Cx::new(256 << 20)
-}
-
-/// With a store in `folder`.
-pub(crate) fn with_store(mut cx: Cx, folder: &Path) -> Cx {
-    cx.place = Some(Place::new(Store::open(folder).unwrap(), "this file"));
-    cx
 }
 
 /// The indexes in a store.
@@ -111,20 +65,6 @@ pub(crate) fn stored(folder: &Path) -> u64 {
 /// How many spans were decoded so far.
 pub(crate) fn decodes(volume: &Volume) -> u64 {
     volume.stats().blocks.unwrap().decodes
-}
-
-pub(crate) fn read(volume: &Volume, offset: usize, len: usize) -> Result<Vec<u8>> {
-    volume.read_vec(offset as u64, len)
-}
-
-/// All of the image, read in pieces that fit nothing.
-pub(crate) fn try_read_all(volume: &Volume) -> Result<Vec<u8>> {
-    let size = volume.size() as usize;
-    let mut all = vec![0; size];
-    for (number, part) in all.chunks_mut(300_007).enumerate() {
-        volume.read_at(part, (number * 300_007) as u64)?;
-    }
-    Ok(all)
 }
 
 /// Opens and reads all of it; the kind of error where that fails.

@@ -1,7 +1,8 @@
 //! Files that are damaged or that lie.
 
 use nbdserve::testing::conformance::read_all;
-use nbdserve::{Cx, Kind};
+use nbdserve::testing::packed;
+use nbdserve::{Cx, Kind, Result};
 
 use crate::tools::{
     MIB, assert_reads_back, block, header, image, kind_of_open, linked, lz4, lz4_sized, noise,
@@ -23,24 +24,15 @@ fn small() -> (Vec<u8>, Vec<u8>) {
     (bytes, file.concat())
 }
 
+fn content(file: Vec<u8>) -> Result<Vec<u8>> {
+    open(file, &roomy()).and_then(|volume| try_read_all(&volume))
+}
+
 #[test]
 fn a_file_cut_anywhere_is_refused() {
     let (bytes, file) = small();
-    let cx = roomy();
     assert_reads_back(&bytes, &file);
-    for len in 0..file.len() {
-        match open(file[..len].to_vec(), &cx).and_then(|volume| try_read_all(&volume)) {
-            Err(error) => {
-                let kind = error.kind();
-                assert!(
-                    matches!(kind, Kind::Corrupt | Kind::NotThisFormat),
-                    "{error:?}"
-                );
-            }
-            // Cut between frames: a whole file.
-            Ok(found) => assert!(bytes.starts_with(&found), "cut at {len}"),
-        }
-    }
+    packed::assert_cuts(&file, &bytes, 0..file.len(), content);
 }
 
 #[test]
@@ -52,45 +44,17 @@ fn a_legacy_frame_cut_anywhere_but_between_blocks_is_refused() {
     let places = (0..1000)
         .chain(second - 100..second + 200)
         .chain(file.len() - 100..file.len());
-    for len in places {
-        match open(file[..len].to_vec(), &roomy()).and_then(|volume| try_read_all(&volume)) {
-            Err(error) => {
-                let kind = error.kind();
-                assert!(
-                    matches!(kind, Kind::Corrupt | Kind::NotThisFormat),
-                    "{error:?}"
-                );
-            }
-            Ok(found) => {
-                assert!(len == 4 || len == second, "cut at {len}");
-                assert!(bytes.starts_with(&found));
-            }
-        }
-    }
+    packed::assert_cuts(&file, &bytes, places, content);
 }
 
 #[test]
 fn a_flipped_bit_anywhere_gives_an_error_or_the_right_bytes() {
     let (bytes, file) = small();
     let cx = verifying(roomy());
-    let mut survived = 0;
-    for bit in 0..file.len() * 8 {
-        let mut bad = file.clone();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        match open(bad, &cx).and_then(|volume| try_read_all(&volume)) {
-            Ok(found) => {
-                assert!(found == bytes, "bit {bit}");
-                survived += 1;
-            }
-            Err(error) => assert!(
-                matches!(
-                    error.kind(),
-                    Kind::Corrupt | Kind::Unsupported | Kind::NotThisFormat
-                ),
-                "{error:?}"
-            ),
-        }
-    }
+    let kinds = [Kind::Corrupt, Kind::Unsupported, Kind::NotThisFormat];
+    let survived = packed::flips_without_effect(&file, &bytes, &kinds, |bad| {
+        open(bad, &cx).and_then(|volume| try_read_all(&volume))
+    });
     // What is skipped, and its magic's last digit.
     assert!(survived < 70, "{survived} flips were not noticed");
     assert_eq!(cx.cache.used(), 0, "what is gone takes no memory");

@@ -1,36 +1,16 @@
 //! What the lz4 tests share: images, the `lz4` tool as the oracle, frames made by hand.
 
-use std::io::Write;
-use std::path::Path;
-use std::process::Stdio;
-
-use nbdserve::layer::Args;
 use nbdserve::layer::lz4::LZ4;
-use nbdserve::source::Memory;
-use nbdserve::store::{Place, Store};
-use nbdserve::testing::tools::command;
+pub(crate) use nbdserve::testing::packed::{keeping, roomy, try_read_all, verifying};
 pub(crate) use nbdserve::testing::{disk_like as image, noise};
+use nbdserve::testing::{packed, tools};
 use nbdserve::{Cx, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
 
 /// `lz4 ARGS < bytes`.
 pub(crate) fn lz4(bytes: &[u8], args: &[&str]) -> Vec<u8> {
-    let mut child = command("lz4")
-        .args(["-q", "-c"])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the lz4 tool is needed");
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(bytes).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "lz4 {args:?}");
-    output.stdout
+    tools::filter("lz4", &[&["-q", "-c"], args].concat(), bytes)
 }
 
 /// As [`lz4`] from a file, whose size the tool knows.
@@ -85,40 +65,15 @@ pub(crate) fn linked(first: &[u8], second: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
-    (LZ4.open)(below, &Args::new(), cx).map_err(|error| error.in_layer("lz4"))
+    packed::open_on(&LZ4, below, cx)
 }
 
 pub(crate) fn open(file: Vec<u8>, cx: &Cx) -> Result<Volume> {
-    open_on(&Memory::volume(file), cx)
+    packed::open(&LZ4, file, cx)
 }
 
 pub(crate) fn kind_of_open(file: Vec<u8>, cx: &Cx) -> Option<Kind> {
     open(file, cx).err().map(|error| error.kind())
-}
-
-/// A context with a budget that holds all blocks of small tests.
-pub(crate) fn roomy() -> Cx {
-    Cx::new(256 << 20)
-}
-
-/// With a place in `folder` for what is learnt about the one image there is.
-pub(crate) fn keeping(mut cx: Cx, folder: &Path) -> Cx {
-    cx.place = Some(Place::new(Store::open(folder).unwrap(), "the image"));
-    cx
-}
-
-pub(crate) fn verifying(mut cx: Cx) -> Cx {
-    cx.verify = true;
-    cx
-}
-
-/// All of the image, read in pieces that fit nothing.
-pub(crate) fn try_read_all(volume: &Volume) -> Result<Vec<u8>> {
-    let mut all = vec![0; volume.size() as usize];
-    for (number, part) in all.chunks_mut(300_007).enumerate() {
-        volume.read_at(part, (number * 300_007) as u64)?;
-    }
-    Ok(all)
 }
 
 /// The layer must read a file as `bytes`, and so must the tool.

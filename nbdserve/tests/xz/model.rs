@@ -1,9 +1,10 @@
 //! Random files against the bytes they were made of.
 
 use nbdserve::Cx;
+use nbdserve::testing::packed;
 use proptest::prelude::*;
 
-use crate::tools::{image, noise, open, read, xz};
+use crate::tools::{image, noise, open, xz};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
@@ -35,27 +36,6 @@ proptest! {
         let mut cx = Cx::new(budget);
         cx.verify = verify;
         let volume = open(file, &cx).unwrap();
-        prop_assert_eq!(volume.size(), bytes.len() as u64);
-        let wrong = std::sync::Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for part in reads.chunks(6) {
-                let (volume, bytes, wrong) = (&volume, &bytes, &wrong);
-                scope.spawn(move || {
-                    for (at, len) in part {
-                        let at = *at as usize % (bytes.len() + 1);
-                        let len = (*len).min(bytes.len() - at);
-                        match read(volume, at, len) {
-                            Ok(found) if found == bytes[at..at + len] => {}
-                            other => {
-                                let what = other.map(|_| "other bytes");
-                                wrong.lock().unwrap().push((at, len, what));
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        let wrong = wrong.into_inner().unwrap();
-        prop_assert!(wrong.is_empty(), "{:?}", wrong);
+        packed::assert_reads(&volume, &bytes, &reads);
     }
 }

@@ -1,60 +1,27 @@
 //! What the xz tests share: images, the `xz` tool as the oracle, sources that count and wait.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
 use nbdserve::cx::Observer;
 use nbdserve::layer::xz::XZ;
-use nbdserve::source::Memory;
+pub(crate) use nbdserve::testing::packed::{read, roomy, try_read_all, verifying};
 pub(crate) use nbdserve::testing::{disk_like as image, noise};
+use nbdserve::testing::{packed, tools};
 use nbdserve::{Cx, Device, Error, Geometry, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
 
 /// `xz ARGS -c < bytes`.
 pub(crate) fn xz(bytes: &[u8], args: &[&str]) -> Vec<u8> {
-    let mut child = Command::new("xz")
-        .args(args)
-        .arg("-c")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the xz tool is needed");
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(bytes).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "xz {args:?}");
-    output.stdout
+    tools::filter("xz", &[args, &["-c"]].concat(), bytes)
 }
 
 pub(crate) fn open(compressed: Vec<u8>, cx: &Cx) -> Result<Volume> {
-    open_on(&Memory::volume(compressed), cx)
+    packed::open(&XZ, compressed, cx)
 }
 
 pub(crate) fn open_on(below: &Volume, cx: &Cx) -> Result<Volume> {
-    (XZ.open)(below, &nbdserve::layer::Args::new(), cx)
-}
-
-/// A context with a budget that holds all blocks of small tests.
-pub(crate) fn roomy() -> Cx {
-    Cx::new(256 << 20)
-}
-
-pub(crate) fn read(volume: &Volume, offset: usize, len: usize) -> Result<Vec<u8>> {
-    volume.read_vec(offset as u64, len)
-}
-
-/// All of the image, read in pieces that fit nothing.
-pub(crate) fn try_read_all(volume: &Volume) -> Result<Vec<u8>> {
-    let size = volume.size() as usize;
-    let mut all = vec![0; size];
-    for (number, part) in all.chunks_mut(300_007).enumerate() {
-        volume.read_at(part, (number * 300_007) as u64)?;
-    }
-    Ok(all)
+    packed::open_on(&XZ, below, cx)
 }
 
 /// A source that counts requests, can be told to fail, and can hold back reads beyond an offset.

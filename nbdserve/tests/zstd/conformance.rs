@@ -1,6 +1,7 @@
 //! The suite that all layers run through.
 
 use nbdserve::testing::conformance;
+use nbdserve::testing::packed;
 use nbdserve::{Access, Cx, Volume};
 
 use crate::tools::{MIB, image, noise, open, open_on, piped, pzstd, roomy, seekable, zstd};
@@ -106,18 +107,5 @@ fn the_budget_holds_with_many_readers() {
     let bytes = image(24 * MIB, 28);
     let cx = Cx::new(12 << 20);
     let volume = open(frames(&bytes, MIB), &cx).unwrap();
-    std::thread::scope(|scope| {
-        for reader in 0..6 {
-            let (volume, bytes) = (&volume, &bytes);
-            scope.spawn(move || {
-                for step in 0..40 {
-                    let at = (reader * 4 * MIB + step * 100_000) % (23 * MIB);
-                    let found = volume.read_vec(at as u64, 100_000).unwrap();
-                    assert!(found == bytes[at..at + 100_000]);
-                }
-            });
-        }
-    });
-    let (peak, budget) = (cx.cache.peak(), cx.cache.budget());
-    assert!(peak <= budget, "{peak} of {budget}");
+    packed::assert_budget_holds(&volume, &bytes, &cx);
 }

@@ -1,11 +1,12 @@
 //! Files that are damaged or that lie.
 
 use nbdserve::testing::conformance::read_all;
+use nbdserve::testing::packed;
 use nbdserve::{Cx, Kind};
 
 use crate::tools::{
     MIB, block, frame, image, kind_of_open, noise, open, piped, roomy, skippable, tight,
-    try_read_all, zstd,
+    try_read_all, verifying, zstd,
 };
 
 /// Several frames of all sorts in a few hundred bytes.
@@ -25,19 +26,9 @@ fn a_file_cut_anywhere_is_refused() {
     let (bytes, file) = small();
     let cx = roomy();
     assert!(read_all(&open(file.clone(), &cx).unwrap()) == bytes);
-    for len in 0..file.len() {
-        match open(file[..len].to_vec(), &cx).and_then(|volume| try_read_all(&volume)) {
-            Err(error) => {
-                let kind = error.kind();
-                assert!(
-                    matches!(kind, Kind::Corrupt | Kind::NotThisFormat),
-                    "{error:?}"
-                );
-            }
-            // Cut between frames: a whole file.
-            Ok(found) => assert!(bytes.starts_with(&found), "cut at {len}"),
-        }
-    }
+    packed::assert_cuts(&file, &bytes, 0..file.len(), |cut| {
+        open(cut, &cx).and_then(|volume| try_read_all(&volume))
+    });
 }
 
 #[test]
@@ -57,26 +48,16 @@ fn a_large_frame_that_is_cut_is_refused_when_its_end_is_read() {
 #[test]
 fn a_flipped_bit_anywhere_gives_an_error_or_the_right_bytes() {
     let (bytes, file) = small();
-    let mut cx = roomy();
-    cx.verify = true;
-    let mut survived = 0;
-    for bit in 0..file.len() * 8 {
-        let mut bad = file.clone();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        match open(bad, &cx).and_then(|volume| try_read_all(&volume)) {
-            Ok(found) => {
-                assert!(found == bytes, "bit {bit}");
-                survived += 1;
-            }
-            Err(error) => assert!(
-                matches!(
-                    error.kind(),
-                    Kind::Corrupt | Kind::Unsupported | Kind::NotThisFormat | Kind::Limit
-                ),
-                "{error:?}"
-            ),
-        }
-    }
+    let cx = verifying(roomy());
+    let kinds = [
+        Kind::Corrupt,
+        Kind::Unsupported,
+        Kind::NotThisFormat,
+        Kind::Limit,
+    ];
+    let survived = packed::flips_without_effect(&file, &bytes, &kinds, |bad| {
+        open(bad, &cx).and_then(|volume| try_read_all(&volume))
+    });
     // What is skipped, its magic's last digit, and window sizes that are larger than needed.
     assert!(survived < 100, "{survived} flips were not noticed");
     assert_eq!(cx.cache.used(), 0, "what is gone takes no memory");

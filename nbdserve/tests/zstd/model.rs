@@ -1,6 +1,7 @@
 //! Random files against the bytes they were made of.
 
 use nbdserve::Cx;
+use nbdserve::testing::packed;
 use proptest::prelude::*;
 
 use crate::tools::{image, noise, open, piped, seekable, skippable, zstd};
@@ -39,12 +40,6 @@ proptest! {
         let mut cx = Cx::new(budget);
         cx.verify = verify;
         let volume = open(file, &cx).unwrap();
-        prop_assert_eq!(volume.size(), bytes.len() as u64);
-        for (at, len) in reads {
-            let at = at as usize % (bytes.len() + 1);
-            let len = len.min(bytes.len() - at);
-            let found = volume.read_vec(at as u64, len).unwrap();
-            prop_assert!(found == bytes[at..at + len], "{} at {}", len, at);
-        }
+        packed::assert_reads(&volume, &bytes, &reads);
     }
 }

@@ -1,40 +1,18 @@
 //! What the zstd tests share: images, the tools `zstd` and `pzstd` as oracles, frames made by hand.
 
-use std::io::Write;
-use std::path::Path;
-use std::process::Stdio;
-
 use nbdserve::layer::Args;
 use nbdserve::layer::zstd::ZSTD;
 use nbdserve::source::Memory;
-use nbdserve::store::{Place, Store};
-use nbdserve::testing::tools::command;
+pub(crate) use nbdserve::testing::packed::{keeping, roomy, try_read_all, verifying};
+use nbdserve::testing::tools;
 pub(crate) use nbdserve::testing::{disk_like as image, noise};
 use nbdserve::{Cx, Kind, Result, Volume};
 
 pub(crate) const MIB: usize = 1 << 20;
 
-/// `PROGRAM ARGS < bytes`.
-fn filter(program: &str, bytes: &[u8], args: &[&str]) -> Vec<u8> {
-    let mut child = command(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}"));
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(bytes).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "{program} {args:?}");
-    output.stdout
-}
-
 /// One frame that does not say its size.
 pub(crate) fn piped(bytes: &[u8], args: &[&str]) -> Vec<u8> {
-    filter("zstd", bytes, &[&["-q", "-c"], args].concat())
+    tools::filter("zstd", &[&["-q", "-c"], args].concat(), bytes)
 }
 
 /// One frame that says its size.
@@ -49,12 +27,12 @@ pub(crate) fn pzstd(bytes: &[u8], args: &[&str]) -> Vec<u8> {
     let file = dir.path().join("image");
     std::fs::write(&file, bytes).unwrap();
     let args = [&["-q", "-c"], args, &[file.to_str().unwrap()]].concat();
-    filter("pzstd", &[], &args)
+    tools::filter("pzstd", &args, &[])
 }
 
 /// What `zstd -dc` makes of a file.
 pub(crate) fn zstdcat(bytes: &[u8]) -> Vec<u8> {
-    filter("zstd", bytes, &["-q", "-dc", "--long=31"])
+    tools::filter("zstd", &["-q", "-dc", "--long=31"], bytes)
 }
 
 /// A skippable frame.
@@ -139,29 +117,9 @@ pub(crate) fn kind_of_open(file: Vec<u8>, cx: &Cx) -> Option<Kind> {
     open(file, cx).err().map(|error| error.kind())
 }
 
-/// A context with a budget that holds all blocks of small tests.
-pub(crate) fn roomy() -> Cx {
-    Cx::new(256 << 20)
-}
-
 /// Blocks of more than 2 MiB go to the temp file.
 pub(crate) fn tight() -> Cx {
     Cx::new(8 << 20)
-}
-
-/// With a place in `folder` for what is learnt about the one image there is.
-pub(crate) fn keeping(mut cx: Cx, folder: &Path) -> Cx {
-    cx.place = Some(Place::new(Store::open(folder).unwrap(), "the image"));
-    cx
-}
-
-/// All of the image, read in pieces that fit nothing.
-pub(crate) fn try_read_all(volume: &Volume) -> Result<Vec<u8>> {
-    let mut all = vec![0; volume.size() as usize];
-    for (number, part) in all.chunks_mut(300_007).enumerate() {
-        volume.read_at(part, (number * 300_007) as u64)?;
-    }
-    Ok(all)
 }
 
 /// The layer must read a file as `bytes`, and so must the tool.

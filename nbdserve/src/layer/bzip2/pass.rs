@@ -8,12 +8,13 @@
 //! magics were no block, the decoder is asked where the block does end.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::bits::{self, byte, next_byte};
 use super::header::{self, BLOCK_MOST, END_BITS, MAGIC_BITS, STREAM_HEADER, combine};
 use super::index::{Block, Builder, Index};
 use super::scan::{Mark, Scanner, Span, What};
-use super::speculate::{Encoded, Outcome, Piece, Task, put_all};
+use super::speculate::{Alike, Encoded, Outcome, Piece, Task, put_all};
 use super::wrapped::{self, AHEAD, Failure, decoder_memory};
 use crate::cache::{Shelf, Stored, Whole};
 use crate::layer::INDEX_PART;
@@ -56,6 +57,7 @@ pub(super) fn run(below: &Volume, level: u8, cx: &Cx) -> Result<(Index, Stored)>
         memory,
         items: VecDeque::new(),
         tasks: 0,
+        alike: Arc::default(),
         whole,
         builder: Builder::new(cx.cache.budget() / INDEX_PART),
         stream: Stream::at(0, level),
@@ -171,6 +173,7 @@ struct Pass<'a> {
     items: VecDeque<Item>,
     /// How many of these are being decoded.
     tasks: usize,
+    alike: Arc<Alike>,
     whole: Whole<'a>,
     builder: Builder,
     stream: Stream,
@@ -226,7 +229,7 @@ impl Pass<'_> {
                         self.tasks = self.tasks.saturating_add(1);
                         let end = at.saturating_add(span.len);
                         let encoded = Encoded { level, span, crc };
-                        (end, Task::begin(encoded, self.most(), self.cx))
+                        (end, Task::begin(encoded, self.most(), &self.alike, self.cx))
                     }),
                 },
             };

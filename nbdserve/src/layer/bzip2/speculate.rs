@@ -13,6 +13,10 @@ use crate::{Cx, Error, Kind, Result};
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of a piece of what is decoded.
 const PIECE: usize = 256 << 10;
+/// A block of zeroes is encoded in some forty bytes; longer ones are not remembered.
+const ALIKE_LONGEST: u64 = 8 << 10;
+/// So many are remembered: mostly there is one.
+const ALIKE_MOST: usize = 8;
 
 /// A block that is to be decoded by itself.
 #[derive(Debug)]
@@ -40,6 +44,37 @@ pub(super) enum Piece {
 }
 
 impl Encoded {
+    /// As [`Self::decode`]; what is known to be zero is not decoded.
+    fn decode_or_know(self, most: usize, alike: &Alike) -> Outcome {
+        let Some(bits) = self.bits() else {
+            return self.decode(most);
+        };
+        if let Some(pieces) = alike.find(self.level, &bits) {
+            return Outcome::Decoded(pieces);
+        }
+        let level = self.level;
+        let outcome = self.decode(most);
+        alike.learn(level, bits, &outcome);
+        outcome
+    }
+
+    /// The bits of a short block and no others, from the first one of a byte on.
+    fn bits(&self) -> Option<Vec<u8>> {
+        let Span { bytes, skip, len } = &self.span;
+        if *len > ALIKE_LONGEST * 8 {
+            return None;
+        }
+        let mut bits = bytes.clone();
+        super::bits::shift(&mut bits, *skip);
+        bits.truncate(usize::try_from(len.div_ceil(8)).ok()?);
+        if len % 8 != 0
+            && let Some(last) = bits.last_mut()
+        {
+            *last &= !(0xff >> (len % 8));
+        }
+        Some(bits)
+    }
+
     /// Decodes the block, and keeps at most about `most` bytes that are not zero.
     pub(super) fn decode(self, most: usize) -> Outcome {
         match self.pieces(most) {
@@ -109,6 +144,50 @@ impl Encoded {
     }
 }
 
+/// What blocks look like that were found to be zero: a block depends on its bits and on the level of
+/// its stream, so others like it need not be decoded. A disk that is mostly empty has thousands.
+#[derive(Debug, Default)]
+pub(super) struct Alike(Mutex<Vec<Zero>>);
+
+#[derive(Debug)]
+struct Zero {
+    level: u8,
+    bits: Vec<u8>,
+    /// Lengths of the pieces.
+    pieces: Vec<usize>,
+}
+
+impl Alike {
+    fn find(&self, level: u8, bits: &[u8]) -> Option<Vec<Piece>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let zero = known
+            .iter()
+            .find(|zero| zero.level == level && zero.bits == bits)?;
+        Some(zero.pieces.iter().map(|len| Piece::Zero(*len)).collect())
+    }
+
+    fn learn(&self, level: u8, bits: Vec<u8>, outcome: &Outcome) {
+        let Outcome::Decoded(pieces) = outcome else {
+            return;
+        };
+        let lengths = pieces.iter().map(|piece| match piece {
+            Piece::Zero(len) => Some(*len),
+            Piece::Data(_) => None,
+        });
+        let Some(pieces) = lengths.collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < ALIKE_MOST {
+            known.push(Zero {
+                level,
+                bits,
+                pieces,
+            });
+        }
+    }
+}
+
 /// Puts `bytes` into `sink`.
 ///
 /// # Errors
@@ -125,17 +204,6 @@ fn put(sink: &mut dyn Sink, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn put_zeroes(sink: &mut dyn Sink, mut len: usize) -> Result<()> {
-    while len > 0 {
-        let spare = sink.spare()?;
-        let now = spare.len().min(len);
-        spare.get_mut(..now).unwrap_or(&mut []).fill(0);
-        sink.advance(now)?;
-        len = len.saturating_sub(now);
-    }
-    Ok(())
-}
-
 /// Puts decoded pieces into `sink`; the number of their bytes.
 ///
 /// # Errors
@@ -145,7 +213,7 @@ pub(super) fn put_all(sink: &mut dyn Sink, pieces: &[Piece]) -> Result<u64> {
     for piece in pieces {
         let len = match piece {
             Piece::Zero(len) => {
-                put_zeroes(sink, *len)?;
+                sink.zeroes(*len)?;
                 *len
             }
             Piece::Data(bytes) => {
@@ -165,22 +233,25 @@ pub(super) struct Task {
     encoded: Arc<Mutex<Option<Encoded>>>,
     outcome: Receiver<Outcome>,
     most: usize,
+    alike: Arc<Alike>,
 }
 
 impl Task {
     /// Has `encoded` decoded on the pool; see [`Encoded::decode`] for `most`.
-    pub(super) fn begin(encoded: Encoded, most: usize, cx: &Cx) -> Self {
+    pub(super) fn begin(encoded: Encoded, most: usize, alike: &Arc<Alike>, cx: &Cx) -> Self {
         let encoded = Arc::new(Mutex::new(Some(encoded)));
         let (sender, outcome) = channel();
         let task = Self {
             encoded: Arc::clone(&encoded),
             outcome,
             most,
+            alike: Arc::clone(alike),
         };
+        let alike = Arc::clone(alike);
         let cancel = cx.cancel.clone();
         let work = move || {
             if !cancel.is_cancelled() {
-                run(&encoded, &sender, most);
+                run(&encoded, &sender, most, &alike);
             }
         };
         // What is refused here is decoded by who waits for it.
@@ -195,7 +266,7 @@ impl Task {
     /// That the unit is being taken down.
     pub(super) fn wait(self, cx: &Cx) -> Result<Outcome> {
         if let Some(encoded) = take(&self.encoded) {
-            return Ok(encoded.decode(self.most));
+            return Ok(encoded.decode_or_know(self.most, &self.alike));
         }
         loop {
             cx.cancel.check()?;
@@ -225,9 +296,9 @@ fn take(encoded: &Mutex<Option<Encoded>>) -> Option<Encoded> {
         .take()
 }
 
-fn run(encoded: &Mutex<Option<Encoded>>, outcome: &Sender<Outcome>, most: usize) {
+fn run(encoded: &Mutex<Option<Encoded>>, outcome: &Sender<Outcome>, most: usize, alike: &Alike) {
     if let Some(encoded) = take(encoded) {
         // Nobody may want it any more.
-        let _ = outcome.send(encoded.decode(most));
+        let _ = outcome.send(encoded.decode_or_know(most, alike));
     }
 }

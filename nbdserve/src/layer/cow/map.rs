@@ -1,9 +1,10 @@
 //! Which blocks are stored: two bits for each, in chunks that exist once one of their blocks does.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::header::{PER_SECTOR, PER_WORD, WORDS};
+use crate::cache::{BlockCache, Charge};
 
 /// Where the bytes of a block are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub(super) struct Map {
     used: AtomicBool,
     /// Chunks that were changed since they were taken.
     dirty: Mutex<Vec<u64>>,
+    /// Where its memory is counted.
+    charge: Option<Charge>,
 }
 
 #[derive(Debug)]
@@ -90,7 +93,21 @@ impl Map {
             chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
             used: AtomicBool::new(false),
             dirty: Mutex::default(),
+            charge: None,
         }
+    }
+
+    /// Has the memory of the map counted in `cache`, from now on also what it grows by.
+    pub(super) fn count_in(&mut self, cache: &Arc<BlockCache>) {
+        let charge = Charge::new(cache);
+        let chunks = self.chunks.iter().filter(|chunk| chunk.get().is_some());
+        let bytes = chunks.count().saturating_mul(size_of::<Chunk>());
+        let places = self
+            .chunks
+            .len()
+            .saturating_mul(size_of::<OnceLock<Box<Chunk>>>());
+        charge.add(wide(bytes.saturating_add(places)));
+        self.charge = Some(charge);
     }
 
     /// Whether no block was ever written.
@@ -106,6 +123,9 @@ impl Map {
     fn chunk_to_change(&self, chunk: u64) -> Option<&Chunk> {
         let index = usize::try_from(chunk).ok()?;
         let chunk = self.chunks.get(index)?.get_or_init(|| {
+            if let Some(charge) = &self.charge {
+                charge.add(wide(size_of::<Chunk>()));
+            }
             Box::new(Chunk {
                 words: [const { AtomicU64::new(0) }; WORDS],
                 dirty: AtomicBool::new(false),
@@ -245,6 +265,10 @@ impl Map {
     }
 }
 
+fn wide(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 #[allow(
     clippy::as_conversions,
@@ -285,6 +309,23 @@ mod tests {
             .filter(|s| matches!(s, State::Stored | State::Held));
         let zero = plain.iter().filter(|s| **s == State::Zero);
         assert_eq!(map.count(), (stored.count() as u64, zero.count() as u64));
+    }
+
+    #[test]
+    fn its_memory_is_counted_and_decoded_blocks_make_room_for_it() {
+        let cache = Arc::new(BlockCache::new(1 << 20));
+        let mut map = Map::new(10_000 * PER_SECTOR);
+        map.set(0, 1, State::Stored);
+        map.count_in(&cache);
+        let before = cache.used();
+        assert!(before >= 10_000 * 8 + 512, "{before}");
+        map.set(0, 2, State::Zero);
+        assert_eq!(cache.used(), before, "the chunk was there");
+        map.set(PER_SECTOR, 4 * PER_SECTOR, State::Stored);
+        let more = cache.used() - before;
+        assert!((3 * 496..3 * 600).contains(&more), "{more}");
+        drop(map);
+        assert_eq!(cache.used(), 0);
     }
 
     #[test]

@@ -17,14 +17,18 @@ mod map;
 mod medium;
 mod scratch;
 
+use std::ffi::OsString;
 use std::fmt::Debug;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 pub use base::Base;
 pub use commit::{Committed, commit};
 pub use medium::Medium;
 
 use super::{Args, LayerType, Param, Sample, Verdict};
+use crate::bytes::{from_hex, hex};
+use crate::error::escape;
 use crate::size::format_size;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 use device::Cow;
@@ -33,15 +37,24 @@ use map::{Map, State};
 use scratch::Scratch;
 
 const NAME: &str = "cow";
+/// The parameters that name the file.
+const FILE: &str = "file";
+const FILE_BYTES: &str = "file-bytes";
 
 /// `--cow`, `--cow=FILE`.
 pub static COW: LayerType = LayerType {
     name: NAME,
     summary: "writes kept apart from the image (--cow)",
-    params: &[Param {
-        name: "file",
-        summary: "where they are kept (default: nowhere, they are gone at the end)",
-    }],
+    params: &[
+        Param {
+            name: FILE,
+            summary: "where they are kept (default: nowhere, they are gone at the end)",
+        },
+        Param {
+            name: FILE_BYTES,
+            summary: "the same in hexadecimal digits, for a path that is not UTF-8",
+        },
+    ],
     probe,
     open: |below, args, cx| Ok(open_on(below, args, &Base::default(), cx)?.0),
 };
@@ -49,6 +62,33 @@ pub static COW: LayerType = LayerType {
 /// A file of ours goes with its image, it is none.
 fn probe(_sample: &Sample<'_>) -> Verdict {
     Verdict::No
+}
+
+/// The parameter, and its value, for writes that are kept in `file`. Paths are bytes, parameters are text.
+#[must_use]
+pub fn args_for(file: &Path) -> (String, String) {
+    match file.to_str() {
+        Some(text) => (FILE.to_owned(), text.to_owned()),
+        None => (FILE_BYTES.to_owned(), hex(file.as_os_str().as_bytes())),
+    }
+}
+
+/// What [`args_for`] has made a parameter of; `None` when it is not there.
+///
+/// # Errors
+/// `OutOfRange` when it is no path.
+fn file_of(args: &Args) -> Result<Option<PathBuf>> {
+    if let Some(text) = args.get(FILE) {
+        return Ok(Some(PathBuf::from(text)));
+    }
+    let Some(digits) = args.get(FILE_BYTES) else {
+        return Ok(None);
+    };
+    let Some(bytes) = from_hex(digits) else {
+        let what = format!("{FILE_BYTES}={} is no path", escape(digits));
+        return Err(Error::new(Kind::OutOfRange, what));
+    };
+    Ok(Some(PathBuf::from(OsString::from_vec(bytes))))
 }
 
 /// Where the written blocks are.
@@ -83,13 +123,15 @@ pub fn open_on(
     base: &Base,
     cx: &Cx,
 ) -> Result<(Volume, Option<String>)> {
-    let Some(path) = args.get("file") else {
+    let Some(path) = file_of(args)? else {
         let block = header::block_for(below.size())?;
-        let map = Map::new(below.size().div_ceil(u64::from(block).max(1)));
+        let mut map = Map::new(below.size().div_ceil(u64::from(block).max(1)));
+        map.count_in(&cx.cache);
         let storage = Box::new(Scratch::new(block, cx));
         return Ok((Cow::volume(below, block, map, storage), None));
     };
-    let (kept, map) = Kept::open(Path::new(path), true, below, base)?;
+    let (kept, mut map) = Kept::open(&path, true, below, base)?;
+    map.count_in(&cx.cache);
     opened(below, kept, map)
 }
 

@@ -11,6 +11,9 @@ use crate::{ByteRange, Error, Kind, Result, Volume};
 /// The volume below is told of this much of a block before it is read.
 const AHEAD: u64 = 8 << 20;
 
+/// A byte of a sequence stands for at most 255 zeroes; headers of small blocks take their part.
+const ZERO_RATIO: u64 = 200;
+
 /// The blocks of a .lz4 file.
 #[derive(Debug)]
 pub(super) struct Lz4Blocks {
@@ -130,5 +133,16 @@ impl Layout for Lz4Blocks {
 
     fn is_fast(&self) -> bool {
         true
+    }
+
+    fn zero_ratio(&self) -> u64 {
+        ZERO_RATIO
+    }
+
+    fn twin(&self, number: u64) -> Option<(ByteRange, u64)> {
+        // Linked blocks depend on what was before them, too.
+        let span = self.span(number)?;
+        let free = !self.found.histories.contains_key(&number);
+        free.then_some((span.range, span.note))
     }
 }

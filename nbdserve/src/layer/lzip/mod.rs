@@ -17,7 +17,7 @@ use super::lzma::stream::{self, decoder_memory};
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::cache::{Blocks, Decode, Job};
 use crate::sys::lzma::{Format, StreamDecoder};
-use crate::{Cx, Error, Kind, Result, Volume};
+use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// The layer `lzip`.
 pub static LZIP: LayerType = LayerType {
@@ -183,6 +183,17 @@ impl Layout for LzipMembers {
     fn encoded(&self, number: u64) -> u64 {
         let members = self.group(number).iter();
         members.fold(0, |sum, one| sum.saturating_add(one.size))
+    }
+
+    fn twin(&self, number: u64) -> Option<(ByteRange, u64)> {
+        // Whole members, which depend on nothing else.
+        let (first, last) = match self.group(number) {
+            [first, .., last] => (first, last),
+            [one] => (one, one),
+            [] => return None,
+        };
+        let range = ByteRange::between(first.range().start(), last.range().end());
+        Some((range, 0))
     }
 
     fn index(&self) -> crate::Index {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::frames::{Content, Measure, Unit};
@@ -16,6 +16,11 @@ use crate::{ByteRange, Cx, Error, Result, Volume};
 
 /// Bytes that are counted at once.
 const COUNTED: usize = 256 << 10;
+/// Units of at most so many bytes that decode to this many times as much are remembered, up to so
+/// many: a disk that is mostly empty has thousands that are the same.
+const ALIKE_LONGEST: u64 = 64 << 10;
+const ALIKE_RATIO: u64 = 100;
+const ALIKE_MOST: usize = 8;
 /// Progress is told this often.
 const TELL: Duration = Duration::from_millis(300);
 
@@ -133,6 +138,7 @@ fn count_all(below: &Volume, units: &[(usize, Unit)], cx: &Cx) -> Result<Vec<(us
         told: Mutex::new(Instant::now()),
         found: Mutex::default(),
         failed: Mutex::default(),
+        alike: Mutex::default(),
     };
     let threads = cx.pool.threads().min(units.len());
     if threads <= 1 {
@@ -171,6 +177,8 @@ struct Work<'a> {
     found: Mutex<Vec<(usize, u64)>>,
     /// The first unit that failed, in the order of the file.
     failed: Mutex<Option<(usize, Error)>>,
+    /// The bytes of some units, and what they decode to: frames depend on nothing else.
+    alike: Mutex<Vec<(Vec<u8>, u64)>>,
 }
 
 impl Work<'_> {
@@ -180,7 +188,7 @@ impl Work<'_> {
             let Some((index, unit)) = self.units.get(next) else {
                 break;
             };
-            match self.count(unit) {
+            match self.look(unit) {
                 Ok(len) => {
                     let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
                     found.push((*index, len));
@@ -194,6 +202,33 @@ impl Work<'_> {
                 }
             }
         }
+    }
+
+    /// The content of a unit, decoded unless one of the same bytes was.
+    fn look(&self, unit: &Unit) -> Result<u64> {
+        let range = ByteRange::between(unit.at, unit.end);
+        if range.len() > ALIKE_LONGEST {
+            return self.count(unit);
+        }
+        let bytes = self
+            .below
+            .read_vec(range.start(), usize::try_from(range.len()).unwrap_or(0))?;
+        let alike = |(other, _): &&(Vec<u8>, u64)| *other == bytes;
+        let known = self.alike().iter().find(alike).map(|(_, len)| *len);
+        if let Some(len) = known {
+            self.tell(range.len());
+            return Ok(len);
+        }
+        let len = self.count(unit)?;
+        let mut alike = self.alike();
+        if len / ALIKE_RATIO >= range.len() && alike.len() < ALIKE_MOST {
+            alike.push((bytes, len));
+        }
+        Ok(len)
+    }
+
+    fn alike(&self) -> MutexGuard<'_, Vec<(Vec<u8>, u64)>> {
+        self.alike.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, unit: &Unit) -> Result<u64> {
