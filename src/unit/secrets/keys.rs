@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdserve::error::escape;
-use nbdserve::secret::{MOST_BYTES, Question, Secret, Secrets};
+use nbdserve::secret::{LockedBytes, MOST_BYTES, Question, Secret, Secrets};
 use nbdserve::{Error, Kind, Result};
-use zeroize::Zeroizing;
 
 use crate::sys::process::{forbid_dumps, take_descriptor};
 use crate::sys::terminal::{self, Typed};
@@ -145,7 +144,7 @@ impl Keys {
             })?;
         let none = |text: String| Err(Error::new(Kind::Secret, text));
         match typed {
-            Some(Typed::Line(line)) => Ok(Secret::new(unwrapped(line))),
+            Some(Typed::Line(line)) => Ok(Secret::from(line)),
             Some(Typed::End) => none(format!("no passphrase was given for {what}")),
             Some(Typed::Gone | Typed::Interrupted) => none(format!(
                 "interrupted while asking for the passphrase of {what}"
@@ -252,12 +251,11 @@ fn read_key(mut file: File, offset: u64, size: Option<u64>) -> Result<Secret> {
     // One more than allowed shows that there are more.
     let wanted = size.unwrap_or(most.saturating_add(1));
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    let mut bytes = Zeroizing::new(vec![0; wanted.min(FIRST_STEP)]);
+    let mut bytes = LockedBytes::new(wanted.min(FIRST_STEP));
     let mut len = 0;
     while len < wanted {
         if len == bytes.len() {
-            // By hand: a Vec that grows leaves a copy behind.
-            let mut longer = Zeroizing::new(vec![0; len.saturating_mul(2).min(wanted)]);
+            let mut longer = LockedBytes::new(len.saturating_mul(2).min(wanted));
             longer[..len].copy_from_slice(&bytes);
             bytes = longer;
         }
@@ -279,7 +277,7 @@ fn read_key(mut file: File, offset: u64, size: Option<u64>) -> Result<Secret> {
         return Err(Error::new(Kind::Limit, text));
     }
     bytes.truncate(len);
-    Ok(Secret::new(unwrapped(bytes)))
+    Ok(Secret::from(bytes))
 }
 
 /// Where skipped bytes go. They may belong to other keys.
@@ -295,15 +293,10 @@ impl std::io::Write for Wiped {
     }
 }
 
-/// The bytes themselves, not a copy.
-fn unwrapped(mut bytes: Zeroizing<Vec<u8>>) -> Vec<u8> {
-    std::mem::take(&mut *bytes)
-}
-
 /// What programs that print a passphrase put behind it.
 fn without_newline(secret: Secret) -> Secret {
     match secret.bytes().strip_suffix(b"\n") {
-        Some(line) => Secret::new(line.to_vec()),
+        Some(line) => Secret::from(LockedBytes::copy_of(line)),
         None => secret,
     }
 }

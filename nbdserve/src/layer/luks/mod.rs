@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use device::{Luks, NAME};
 use header::{Header, MAGIC, SECOND_MAGIC};
-use kdf::Bounds;
+use kdf::{Bounds, with_wiped_stack};
 
 pub(crate) use cipher::SectorCipher;
 
@@ -172,7 +172,7 @@ fn sector_cipher(header: &Header, key: &[u8], cx: &Cx) -> Result<SectorCipher> {
     let segment = &header.segment;
     // At most 4096.
     let sector = usize::try_from(segment.sector).unwrap_or(0);
-    SectorCipher::new(&segment.cipher, key, sector, cx.pool.threads())
+    with_wiped_stack(|| SectorCipher::new(&segment.cipher, key, sector, cx.pool.threads()))
 }
 
 /// Where the data are in an image of `have` bytes.

@@ -1,7 +1,7 @@
 //! Asking for passphrases until one opens a keyslot.
 
 use super::header::{Header, Slot};
-use super::kdf::Bounds;
+use super::kdf::{Bounds, with_wiped_stack};
 use super::keyslot::{self, Key};
 use crate::secret::{Question, Secret};
 use crate::{Cx, Error, Kind, Result, Volume};
@@ -35,7 +35,8 @@ pub(super) fn unlock(
             // The sentence says that there is none, or that none fits.
             Err(error) => return Err(about(only, attempt, error)),
         };
-        if let Some(key) = try_all(below, header, &slots, &secret, bounds, cx)? {
+        let opened = with_wiped_stack(|| try_all(below, header, &slots, &secret, bounds, cx));
+        if let Some(key) = opened? {
             return Ok(key);
         }
         attempt = attempt.saturating_add(1);
