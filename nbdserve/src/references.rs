@@ -107,7 +107,8 @@ impl References {
         }
         if has_protocol(name) {
             let text = "is not a plain file name, and only such are followed";
-            return Err(named(Kind::Unsupported, text.to_owned()));
+            let hint = "qemu-img convert -O qcow2 IMAGE NEW makes one image of all";
+            return Err(named(Kind::Unsupported, text.to_owned()).hint(hint));
         }
         if self.trail.len() >= MOST_FILES {
             let text = format!("is one too many: {MOST_FILES} files name each other");

@@ -368,7 +368,10 @@ impl<'a> Walk<'a> {
                 Kind::Unsupported,
                 format!("{what} is {info}, which this version cannot open yet"),
             )
-            .hint(as_bytes)),
+            .hint(match fs::converter(&info.name) {
+                Some(converter) => format!("{converter}; {as_bytes}"),
+                None => as_bytes.to_owned(),
+            })),
             (_, Purpose::Bytes) => Ok(()),
             (Content::Other(info), _) => Err(Error::new(
                 Kind::Unsupported,

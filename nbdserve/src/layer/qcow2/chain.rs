@@ -122,7 +122,8 @@ fn by_format(format: &[u8]) -> Result<(Option<&'static LayerType>, String)> {
         return Err(Error::new(
             Kind::Unsupported,
             format!("{what}, which cannot be opened"),
-        ));
+        )
+        .hint("qemu-img convert -O qcow2 IMAGE NEW makes one image of all"));
     };
     Ok((Some(layer), layer.name.to_owned()))
 }
