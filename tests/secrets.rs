@@ -383,7 +383,12 @@ fn volume_key(image: &Path) -> Vec<u8> {
     let (passphrase, key) = (folder.path().join("passphrase"), folder.path().join("key"));
     fs::write(&passphrase, PASSPHRASE).unwrap();
     let dump = std::process::Command::new("cryptsetup")
-        .args(["luksDump", "--batch-mode", "--dump-volume-key", "--key-file"])
+        .args([
+            "luksDump",
+            "--batch-mode",
+            "--dump-volume-key",
+            "--key-file",
+        ])
         .arg(&passphrase)
         .arg("--volume-key-file")
         .arg(&key)
@@ -435,7 +440,12 @@ fn the_keys_of_a_server_are_locked_into_memory_and_nowhere_else() {
 
     let locked = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
     let locked = locked.lines().find_map(|line| line.strip_prefix("VmLck:"));
-    let kib: u64 = locked.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+    let kib: u64 = locked
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
     // A page for each key of AES-XTS; what was needed to find them was given back.
     assert!((1..=64).contains(&kib), "{kib} KiB are locked");
 

@@ -211,9 +211,7 @@ impl Kdf {
                         memory.as_mut_slice(),
                     )
                 };
-                threads
-                    .install(|| with_wiped_stack(work))
-                    .map_err(bad)?;
+                threads.install(|| with_wiped_stack(work)).map_err(bad)?;
             }
         }
         Ok(key)
