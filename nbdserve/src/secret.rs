@@ -6,11 +6,24 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, zeroize_stack};
 
 use crate::{Error, Kind, Result};
 
 pub use crate::sys::locked::LockedBytes;
+
+/// Does `work`, and wipes `STACK` bytes of the stack, which it and all that it calls have used: pieces of
+/// keys may be left there.
+pub(crate) fn with_wiped_stack<const STACK: usize, T>(work: impl FnOnce() -> T) -> T {
+    /// Not inlined, or its variables would not lie where the wiping begins.
+    #[inline(never)]
+    fn below<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    let result = below(work);
+    zeroize_stack::<STACK>();
+    result
+}
 
 /// Most bytes of a passphrase or a key file, as cryptsetup has it.
 pub const MOST_BYTES: usize = 8 << 20;

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use argon2::{Algorithm, Argon2, Params, Version};
-use zeroize::{Zeroizing, zeroize_stack};
+use zeroize::Zeroizing;
 
 use super::hash::Hash;
-use crate::secret::{LockedBytes, Secret};
+use crate::secret::{LockedBytes, Secret, with_wiped_stack};
 use crate::size::format_size;
 use crate::{Cx, Error, Kind, Result};
 
@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const WIPED: u64 = 64 << 20;
 
 /// Bytes of stack that deriving and expanding keys use, generously.
-const STACK: usize = 32 << 10;
+pub(super) const STACK: usize = 32 << 10;
 
 /// What an image may ask for.
 #[derive(Clone, Copy, Debug)]
@@ -211,24 +211,13 @@ impl Kdf {
                         memory.as_mut_slice(),
                     )
                 };
-                threads.install(|| with_wiped_stack(work)).map_err(bad)?;
+                threads
+                    .install(|| with_wiped_stack::<STACK, _>(work))
+                    .map_err(bad)?;
             }
         }
         Ok(key)
     }
-}
-
-/// Does `work`, and wipes what it and all that it calls leave on the stack: pieces of keys. As far as the
-/// estimate of their depth goes.
-pub(super) fn with_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
-    /// Not inlined, or its variables would not lie where the wiping begins.
-    #[inline(never)]
-    fn below<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-    let result = below(work);
-    zeroize_stack::<STACK>();
-    result
 }
 
 fn no_memory(memory: u32) -> Error {
@@ -244,7 +233,7 @@ pub(super) fn in_background<T: Send + 'static>(
     let (sender, result) = channel();
     let run = move || {
         // Nobody listens any more when the image is taken down.
-        let _ = sender.send(with_wiped_stack(work));
+        let _ = sender.send(with_wiped_stack::<STACK, _>(work));
     };
     let started = thread::Builder::new().name("kdf".to_owned()).spawn(run);
     started.map_err(|error| Error::io("cannot start a thread", error))?;
