@@ -12,8 +12,6 @@ mod prefetch;
 use std::ffi::OsString;
 
 use clap::Parser;
-use nbdserve::error::escape;
-use nbdserve::source::split;
 use nbdserve::{Error, Kind, Result};
 
 pub use args::Cli;
@@ -56,7 +54,7 @@ fn parse_and_run(args: impl IntoIterator<Item = OsString>) -> Exit {
     };
     crate::log::of_command(cli.verbose);
     let result = match cli.check() {
-        Ok(()) => run(&cli).map_err(|error| with_first_part(&cli, error)),
+        Ok(()) => run(&cli),
         Err(message) => return usage(&message),
     };
     match result {
@@ -69,18 +67,6 @@ fn parse_and_run(args: impl IntoIterator<Item = OsString>) -> Exit {
                 Exit::BEFORE_COMMAND
             }
         }
-    }
-}
-
-/// The part of an image is no image by itself.
-fn with_first_part(cli: &Cli, error: Error) -> Error {
-    let first = cli.image.as_deref().and_then(split::first_of);
-    match first {
-        Some(first) if error.kind() == Kind::NotThisFormat => {
-            let first = escape(&first.display().to_string());
-            error.hint(format!("is it a part of an image? The first is {first}"))
-        }
-        _ => error,
     }
 }
 
