@@ -473,13 +473,15 @@ fn a_tree_that_we_cannot_write_is_refused_with_a_way_out() {
         let sandbox = Sandbox::new(who);
         let image = sandbox.image(&common::images().ext4());
         let point = sandbox.new_dir("mnt");
-        sandbox
-            .loopmount()
-            .args(["-w", "--via", "fuse"])
-            .arg(&image)
-            .arg(&point)
-            .fails(1)
-            .says(&["ext4", "--fuse"]);
+        for option in ["-w", "--cow"] {
+            sandbox
+                .loopmount()
+                .args([option, "--via", "fuse"])
+                .arg(&image)
+                .arg(&point)
+                .fails(1)
+                .says(&["ext4", &format!("--fuse {option}")]);
+        }
     }
 }
 

@@ -376,6 +376,115 @@ fn a_server_with_keys_cannot_be_dumped() {
     sandbox.unmount(&point);
 }
 
+/// The volume key, as cryptsetup finds it.
+fn volume_key(image: &Path) -> Vec<u8> {
+    require_tool("cryptsetup", "cryptsetup-bin");
+    let folder = tempfile::tempdir().unwrap();
+    let (passphrase, key) = (folder.path().join("passphrase"), folder.path().join("key"));
+    fs::write(&passphrase, PASSPHRASE).unwrap();
+    let dump = std::process::Command::new("cryptsetup")
+        .args([
+            "luksDump",
+            "--batch-mode",
+            "--dump-volume-key",
+            "--key-file",
+        ])
+        .arg(&passphrase)
+        .arg("--volume-key-file")
+        .arg(&key)
+        .arg(image)
+        .output()
+        .unwrap();
+    assert!(dump.status.success(), "{dump:?}");
+    fs::read(&key).unwrap()
+}
+
+/// The flags of each piece of a process's memory that `needle` is in.
+fn flags_of_memory_with(pid: u32, needle: &[u8]) -> Vec<String> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let (mut found, mut range, mut what) = (Vec::new(), (0, 0), "");
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let (start, end) = range;
+            let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+            if what.contains(" rw")
+                && memory.read_exact_at(&mut bytes, start).is_ok()
+                && bytes.windows(needle.len()).any(|bytes| bytes == needle)
+            {
+                found.push(format!("{what}:{flags} "));
+            }
+            continue;
+        }
+        let first = line.split(' ').next().unwrap();
+        let Some((start, end)) = first.split_once('-') else {
+            continue;
+        };
+        let number = |text| u64::from_str_radix(text, 16);
+        if let (Ok(start), Ok(end)) = (number(start), number(end)) {
+            (range, what) = ((start, end), line);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_keys_of_a_server_are_locked_into_memory_and_nowhere_else() {
+    let (sandbox, image) = locked(Who::User);
+    let point = sandbox.new_dir("mnt");
+    let key = key_file(&sandbox, "key", PASSPHRASE);
+    let args = ["--via", "fuse", "--key-file", key.to_str().unwrap()];
+    mount_with(&sandbox, &args, &image, &point).expect(0);
+    is_open(&sandbox, &point);
+    let server = only(&sandbox, "__serve").pid;
+
+    let locked = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let locked = locked.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let kib: u64 = locked
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    // A page for each key of AES-XTS; what was needed to find them was given back.
+    assert!((1..=64).contains(&kib), "{kib} KiB are locked");
+
+    // An expanded key begins with the key itself. XTS has two of them.
+    let key = volume_key(&image);
+    assert_eq!(key.len(), 64);
+    for half in key.chunks(32) {
+        let found = flags_of_memory_with(server, half);
+        assert!(!found.is_empty(), "this finds what is there");
+        for place in found {
+            // Locked, and in no core dump whoever makes it.
+            assert!(place.contains(" lo ") && place.contains(" dd "), "{place}");
+        }
+    }
+    let supervisor = only(&sandbox, "__supervise").pid;
+    for half in key.chunks(32) {
+        assert_eq!(flags_of_memory_with(supervisor, half), [""; 0]);
+    }
+    sandbox.unmount(&point);
+}
+
+#[test]
+fn where_nothing_may_be_locked_a_key_opens_all_the_same() {
+    let (sandbox, image) = locked(Who::User);
+    let point = sandbox.new_dir("mnt");
+    let key = key_file(&sandbox, "key", PASSPHRASE);
+    let outcome = sandbox
+        .tool("prlimit")
+        .arg("--memlock=0:0")
+        .arg(sandbox.program())
+        .arg("--key-file")
+        .args([&key, &image, &point])
+        .run()
+        .expect(0);
+    assert_eq!(outcome.stderr, "");
+    is_open(&sandbox, &point);
+    sandbox.unmount(&point);
+}
+
 #[test]
 fn an_orphaned_server_with_keys_takes_its_unit_down() {
     let (sandbox, image) = locked(Who::User);

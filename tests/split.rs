@@ -114,6 +114,33 @@ fn a_compressed_image_in_parts_is_decoded() {
 }
 
 #[test]
+fn a_part_that_is_cut_short_or_named_alone_is_told_what_to_type() {
+    let (sandbox, raw) = raw_disk(Who::User);
+    let parts = cut(&sandbox, &raw, 5 << 20);
+    let point = sandbox.new_dir("mnt");
+    let first = parts[0].to_str().unwrap();
+    let last = parts.last().unwrap();
+    sandbox
+        .loopmount()
+        .args([last, &point])
+        .fails(1)
+        .says(&["nothing we know", "hint", first]);
+
+    let bytes = fs::read(&parts[1]).unwrap();
+    fs::write(&parts[1], &bytes[..bytes.len() - 1]).unwrap();
+    sandbox
+        .loopmount()
+        .args([&parts[0], &point])
+        .fails(1)
+        .says(&["disk.img.002", "is not complete", "--layer split"]);
+    sandbox
+        .loopmount()
+        .args(["--info", "--layer=split"])
+        .arg(&parts[0])
+        .ok();
+}
+
+#[test]
 fn a_missing_or_a_locked_part_is_named() {
     let (sandbox, raw) = raw_disk(Who::User);
     let parts = cut(&sandbox, &raw, 5 << 20);

@@ -107,7 +107,8 @@ impl References {
         }
         if has_protocol(name) {
             let text = "is not a plain file name, and only such are followed";
-            return Err(named(Kind::Unsupported, text.to_owned()));
+            let hint = "qemu-img convert -O qcow2 IMAGE NEW makes one image of all";
+            return Err(named(Kind::Unsupported, text.to_owned()).hint(hint));
         }
         if self.trail.len() >= MOST_FILES {
             let text = format!("is one too many: {MOST_FILES} files name each other");
@@ -126,7 +127,9 @@ impl References {
                 // EXDEV: the name leaves the folder. ELOOP: by a link that is none.
                 Errno::XDEV | Errno::LOOP => {
                     let folder = place.path.display().to_string();
-                    let parent = path.parent().unwrap_or(&path).display().to_string();
+                    // Where it really is: it may be a link.
+                    let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+                    let parent = real.parent().unwrap_or(&real).display().to_string();
                     let text = format!("lies outside of the image's folder {}", escape(&folder));
                     let option = format!("--references '{}' allows it", escape(&parent));
                     named(Kind::Denied, text).hint(option)
@@ -308,14 +311,15 @@ mod tests {
     #[test]
     fn the_message_names_the_option_that_allows_a_folder() {
         let (top, references) = folders();
-        let error = references
-            .open(b"../out/base", "backing file", OpenMode::ReadOnly)
-            .unwrap_err();
-        assert!(
-            error.report().to_string().contains("--references"),
-            "{error}"
-        );
-        let allowed = [top.path().join("out")];
+        let out = top.path().canonicalize().unwrap().join("out");
+        std::os::unix::fs::symlink("../out/base", top.path().join("in/link")).unwrap();
+        for name in ["../out/base", "link"] {
+            let refused = references.open(name.as_bytes(), "backing file", OpenMode::ReadOnly);
+            // Where it is, not where the link is.
+            let option = format!("--references '{}' allows it", out.display());
+            assert_eq!(refused.unwrap_err().report().hint, Some(option), "{name}");
+        }
+        let allowed = [out];
         let references = References::of(&top.path().join("in/image"), &allowed).unwrap();
         let absolute = top.path().join("out/base");
         assert_eq!(
@@ -323,6 +327,7 @@ mod tests {
             "out/base"
         );
         assert_eq!(kind(&references, "../out/base").unwrap(), "out/base");
+        assert_eq!(kind(&references, "link").unwrap(), "out/base");
         assert_eq!(kind(&references, "/etc/passwd"), Err(Kind::Denied));
     }
 

@@ -1,32 +1,57 @@
 //! Passphrases and keys on their way to a layer. They are wiped when they are dropped, and never in a
-//! plan, a record, a log or a message.
+//! plan, a record, a log or a message. Where they lie is locked into memory, as far as the system
+//! allows it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, zeroize_stack};
 
 use crate::{Error, Kind, Result};
+
+pub use crate::sys::locked::LockedBytes;
+
+/// Does `work`, and wipes `STACK` bytes of the stack, which it and all that it calls have used: pieces of
+/// keys may be left there.
+pub(crate) fn with_wiped_stack<const STACK: usize, T>(work: impl FnOnce() -> T) -> T {
+    /// Not inlined, or its variables would not lie where the wiping begins.
+    #[inline(never)]
+    fn below<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    let result = below(work);
+    zeroize_stack::<STACK>();
+    result
+}
 
 /// Most bytes of a passphrase or a key file, as cryptsetup has it.
 pub const MOST_BYTES: usize = 8 << 20;
 
 /// A passphrase or the content of a key file. Wiped on drop; `Debug` shows nothing of it.
 #[derive(Clone)]
-pub struct Secret(Zeroizing<Vec<u8>>);
+pub struct Secret(Arc<LockedBytes>);
 
 impl Secret {
-    /// Takes over the bytes. Whoever made them sees to it that no copy is left.
+    /// Takes over the bytes, and wipes where they were. Whoever made them sees to it that no other
+    /// copy is left.
     #[must_use]
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+    pub fn new(mut bytes: Vec<u8>) -> Self {
+        let secret = Self::from(LockedBytes::copy_of(&bytes));
+        bytes.zeroize();
+        secret
     }
 
     /// The bytes themselves.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl From<LockedBytes> for Secret {
+    fn from(bytes: LockedBytes) -> Self {
+        Self(Arc::new(bytes))
     }
 }
 

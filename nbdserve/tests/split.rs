@@ -64,7 +64,7 @@ fn the_suite_holds_on_parts_of_any_length() {
 #[test]
 fn the_suite_holds_on_files() {
     let bytes = noise(300_000, 2);
-    let parts = cut(&bytes, &[4096, 99_999]);
+    let parts = cut(&bytes, &[100_001, 200_002]);
     let dirs = std::cell::RefCell::new(Vec::new());
     let fresh = |mode| {
         let (dir, first) = files(&parts);
@@ -190,6 +190,50 @@ fn a_missing_part_is_named() {
     )
     .unwrap();
     assert_eq!(names(&first, Look::Auto).unwrap(), ["disk.001"]);
+}
+
+#[test]
+fn a_part_that_is_not_complete_is_named() {
+    for lens in [[100, 99, 100], [99, 100, 100], [100, 100, 101], [100, 0, 1]] {
+        let (_dir, first) = files(&lens.map(|len| vec![7; len]));
+        let error = open(&first, Look::Auto, OpenMode::ReadOnly).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        let text = error.to_string();
+        assert!(text.contains("is not complete"), "{text}");
+        // Whoever says so gets them as they are.
+        let joined = open(&first, Look::All, OpenMode::ReadOnly).unwrap();
+        assert_eq!(joined.size(), lens.iter().sum::<usize>() as u64);
+    }
+    for lens in [[100, 100, 100], [100, 100, 1], [100, 100, 0]] {
+        let (_dir, first) = files(&lens.map(|len| vec![7; len]));
+        open(&first, Look::Auto, OpenMode::ReadOnly).unwrap();
+    }
+}
+
+#[test]
+fn the_first_part_of_a_later_one_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for name in [
+        "d.001", "d.002", "d.aa", "d.ab", "d.part2", "d.part1", "e.002", "f",
+    ] {
+        fs::write(at(name), "x").unwrap();
+    }
+    for (later, first) in [
+        ("d.002", Some("d.001")),
+        ("d.010", Some("d.001")),
+        ("d.ab", Some("d.aa")),
+        ("d.part2", Some("d.part1")),
+        ("d.001", None),
+        ("d.aa", None),
+        ("e.002", None),
+        ("d.raw", None),
+        ("f", None),
+        ("\u{fc}\u{fc}", None),
+        ("", None),
+    ] {
+        assert_eq!(split::first_of(&at(later)), first.map(at), "{later}");
+    }
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use nbdserve::secret::LockedBytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use zeroize::Zeroizing;
 
 /// The terminal of this process, whatever its standard input is.
 const TERMINAL: &str = "/dev/tty";
@@ -29,7 +29,7 @@ const SIGNALS: [Signal; 5] = [
 #[derive(Debug)]
 pub enum Typed {
     /// A line, without its end.
-    Line(Zeroizing<Vec<u8>>),
+    Line(LockedBytes),
     /// The end of input (^D) and nothing before it.
     End,
     /// Whoever wanted to know is gone.
@@ -81,8 +81,9 @@ fn wait(
     signals: &UnixStream,
     gone: Option<BorrowedFd<'_>>,
 ) -> io::Result<Option<Typed>> {
-    let mut line = Zeroizing::new(Vec::with_capacity(LONGEST));
-    let mut buf = Zeroizing::new([0; LONGEST]);
+    let mut line = LockedBytes::new(LONGEST);
+    let mut have = 0_usize;
+    let mut buf = LockedBytes::new(LONGEST);
     loop {
         let mut fds = vec![
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -115,15 +116,17 @@ fn wait(
             // ^D: at the beginning it is the end of input, elsewhere that of the line.
             None => (&buf[..len], len < LONGEST),
         };
-        if line.len().saturating_add(text.len()) > LONGEST {
+        let end = have.saturating_add(text.len());
+        let Some(room) = line.get_mut(have..end) else {
             return Err(io::Error::other("the line is too long"));
-        }
-        // It has room for that: nothing is moved, and so no copy is left.
-        line.extend_from_slice(text);
-        if len == 0 && line.is_empty() {
+        };
+        room.copy_from_slice(text);
+        have = end;
+        if len == 0 && have == 0 {
             return Ok(Some(Typed::End));
         }
         if ended {
+            line.truncate(have);
             return Ok(Some(Typed::Line(line)));
         }
     }

@@ -1,17 +1,20 @@
 //! The way from a source to the innermost volume, layer by layer.
 
+use std::path::Path;
+
 use super::choose::{Entry, Partitions};
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class};
 use super::resolve::{LooksLikeRoot, Resolved, Step};
 use super::sample::{read_sample, strongest};
 use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
+use crate::error::escape;
 use crate::layer::cow::{self, COW};
 use crate::layer::luks::LUKS;
 use crate::layer::partition::PARTITION;
 use crate::layer::split::SPLIT;
 use crate::layer::{Verdict, lvm, raid};
-use crate::source::split::Series;
+use crate::source::split::{Series, first_of};
 use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// Most layers of an image; a chosen partition is one.
@@ -368,7 +371,10 @@ impl<'a> Walk<'a> {
                 Kind::Unsupported,
                 format!("{what} is {info}, which this version cannot open yet"),
             )
-            .hint(as_bytes)),
+            .hint(match fs::converter(&info.name) {
+                Some(converter) => format!("{converter}; {as_bytes}"),
+                None => as_bytes.to_owned(),
+            })),
             (_, Purpose::Bytes) => Ok(()),
             (Content::Other(info), _) => Err(Error::new(
                 Kind::Unsupported,
@@ -395,7 +401,14 @@ impl<'a> Walk<'a> {
             "{what} is nothing we know: it begins with {}",
             first.join(" ")
         );
-        Error::new(Kind::NotThisFormat, what).hint(hint)
+        let error = Error::new(Kind::NotThisFormat, what);
+        match first_of(Path::new(self.name)).filter(|_| self.steps.is_empty()) {
+            Some(first) => {
+                let first = escape(&first.display().to_string());
+                error.hint(format!("is it a part of an image? The first is {first}"))
+            }
+            None => error.hint(hint),
+        }
     }
 
     pub(super) fn no_table(&self, wanted: &str, content: &Content) -> Error {

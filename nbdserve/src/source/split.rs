@@ -230,7 +230,57 @@ fn behind(folder: &Path, series: &Series, index: usize) -> Option<String> {
 /// As [`find`] and [`File::open`].
 pub fn open(first: &Path, look: Look, mode: OpenMode) -> Result<Vec<File>> {
     let paths = find(first, look)?;
-    paths.iter().map(|path| File::open(path, mode)).collect()
+    let files: Vec<_> = paths
+        .iter()
+        .map(|path| File::open(path, mode))
+        .collect::<Result<_>>()?;
+    if look == Look::Auto {
+        let lens: Vec<_> = files.iter().map(|file| file.geometry().size).collect();
+        check_lens(&paths, &lens)?;
+    }
+    Ok(files)
+}
+
+/// Whoever cuts a file makes all parts as long as the first, but the last, which may be shorter. Where
+/// it is not so a part is not complete, or they do not belong together.
+fn check_lens(paths: &[PathBuf], lens: &[u64]) -> Result<()> {
+    let Some((first, later)) = lens.split_first() else {
+        return Ok(());
+    };
+    let last = later.len();
+    for (index, (path, len)) in (1..).zip(paths.iter().skip(1).zip(later)) {
+        if len > first || (len < first && index < last) {
+            let (path, name) = (path.display(), paths[0].display());
+            let what = format!(
+                "the part {path} has {len} bytes and the first, {name}, {first}: one of them is not \
+                 complete, or they do not belong together"
+            );
+            let hint =
+                "--layer split joins them as they are, --layer split:parts=1 takes the first only";
+            return Err(Error::new(Kind::Corrupt, what).hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// The first part of the image that `path` is a later part of, by their names and as far as both are
+/// there.
+#[must_use]
+pub fn first_of(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let is_counter = |width: &usize| name.is_char_boundary(name.len().saturating_sub(*width));
+    for width in (1..=4).filter(is_counter) {
+        let (stem, _) = name.split_at(name.len().saturating_sub(width));
+        for start in ["0001", "0000", "aaaa"] {
+            let first = format!("{stem}{}", &start[4 - width..]);
+            let index = Series::of(&first).and_then(|series| series.index(name));
+            let first = path.with_file_name(&first);
+            if index.is_some_and(|index| index > 0) && first.is_file() {
+                return Some(first);
+            }
+        }
+    }
+    None
 }
 
 /// As [`Device::source_identity`] of the volume that these files become, as [`File::identity`] has

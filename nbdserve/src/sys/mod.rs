@@ -1,7 +1,8 @@
 //! All `unsafe` of this crate: the calls into liblzma and zlib, locks of open file descriptions,
-//! memory for decoded bytes, and the heap's own housekeeping.
+//! memory for decoded bytes and for keys, and the heap's own housekeeping.
 #![allow(unsafe_code)]
 
+pub(crate) mod locked;
 pub(crate) mod lzma;
 pub(crate) mod memory;
 pub(crate) mod ofd_lock;

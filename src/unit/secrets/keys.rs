@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdserve::error::escape;
-use nbdserve::secret::{MOST_BYTES, Question, Secret, Secrets};
+use nbdserve::secret::{LockedBytes, MOST_BYTES, Question, Secret, Secrets};
 use nbdserve::{Error, Kind, Result};
-use zeroize::Zeroizing;
 
 use crate::sys::process::{forbid_dumps, take_descriptor};
 use crate::sys::terminal::{self, Typed};
@@ -119,7 +118,11 @@ impl Keys {
         let text = match &self.given[..] {
             [key] => {
                 let key = key.lock().unwrap_or_else(PoisonError::into_inner);
-                format!("{} does not open {what}", key.name)
+                let text = format!("{} does not open {what}", key.name);
+                return match key.hint() {
+                    Some(hint) => Error::new(Kind::Secret, text).hint(hint),
+                    None => Error::new(Kind::Secret, text),
+                };
             }
             all => format!("none of the {} keys opens {what}", all.len()),
         };
@@ -145,7 +148,7 @@ impl Keys {
             })?;
         let none = |text: String| Err(Error::new(Kind::Secret, text));
         match typed {
-            Some(Typed::Line(line)) => Ok(Secret::new(unwrapped(line))),
+            Some(Typed::Line(line)) => Ok(Secret::from(line)),
             Some(Typed::End) => none(format!("no passphrase was given for {what}")),
             Some(Typed::Gone | Typed::Interrupted) => none(format!(
                 "interrupted while asking for the passphrase of {what}"
@@ -185,6 +188,20 @@ impl Key {
                 warning,
             },
         })
+    }
+
+    /// What may be wrong with it.
+    fn hint(&self) -> Option<&'static str> {
+        let Source::Known(secret) = &self.source else {
+            return None;
+        };
+        match secret.bytes() {
+            [] => Some("it is empty"),
+            [.., b'\n'] => Some(
+                "it ends with a newline, which counts; --key-fd 3 3<FILE takes a passphrase without it",
+            ),
+            _ => None,
+        }
     }
 
     fn read(&mut self, terminal: &Terminal) -> Result<Secret> {
@@ -252,12 +269,11 @@ fn read_key(mut file: File, offset: u64, size: Option<u64>) -> Result<Secret> {
     // One more than allowed shows that there are more.
     let wanted = size.unwrap_or(most.saturating_add(1));
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    let mut bytes = Zeroizing::new(vec![0; wanted.min(FIRST_STEP)]);
+    let mut bytes = LockedBytes::new(wanted.min(FIRST_STEP));
     let mut len = 0;
     while len < wanted {
         if len == bytes.len() {
-            // By hand: a Vec that grows leaves a copy behind.
-            let mut longer = Zeroizing::new(vec![0; len.saturating_mul(2).min(wanted)]);
+            let mut longer = LockedBytes::new(len.saturating_mul(2).min(wanted));
             longer[..len].copy_from_slice(&bytes);
             bytes = longer;
         }
@@ -278,8 +294,12 @@ fn read_key(mut file: File, offset: u64, size: Option<u64>) -> Result<Secret> {
         let text = format!("it has more than {MOST_BYTES} bytes");
         return Err(Error::new(Kind::Limit, text));
     }
+    if len == 0 && offset > 0 {
+        let text = format!("the key begins at {offset}, and nothing is there");
+        return Err(Error::new(Kind::Secret, text));
+    }
     bytes.truncate(len);
-    Ok(Secret::new(unwrapped(bytes)))
+    Ok(Secret::from(bytes))
 }
 
 /// Where skipped bytes go. They may belong to other keys.
@@ -295,15 +315,10 @@ impl std::io::Write for Wiped {
     }
 }
 
-/// The bytes themselves, not a copy.
-fn unwrapped(mut bytes: Zeroizing<Vec<u8>>) -> Vec<u8> {
-    std::mem::take(&mut *bytes)
-}
-
 /// What programs that print a passphrase put behind it.
 fn without_newline(secret: Secret) -> Secret {
     match secret.bytes().strip_suffix(b"\n") {
-        Some(line) => Secret::new(line.to_vec()),
+        Some(line) => Secret::from(LockedBytes::copy_of(line)),
         None => secret,
     }
 }
@@ -384,7 +399,9 @@ mod tests {
         assert_eq!(read(3, None).unwrap(), "3456789");
         assert_eq!(read(0, Some(4)).unwrap(), "0123");
         assert_eq!(read(8, Some(2)).unwrap(), "89");
-        assert_eq!(read(10, None).unwrap(), "");
+        for behind in [10, 11] {
+            assert_eq!(read(behind, None).unwrap_err(), Kind::Secret);
+        }
         assert_eq!(read(8, Some(3)).unwrap_err(), Kind::Secret);
         let too_long = u64::try_from(MOST_BYTES).unwrap() + 1;
         assert_eq!(read(0, Some(too_long)).unwrap_err(), Kind::Limit);
@@ -399,6 +416,22 @@ mod tests {
         let file = file_of(&bytes);
         let secret = keys(&options(file.path(), 0, None)).answer(&question(0));
         assert_eq!(secret.unwrap_err().kind(), Kind::Limit);
+    }
+
+    #[test]
+    fn a_key_that_ends_with_a_newline_or_is_empty_is_told_so() {
+        for (bytes, says) in [
+            (&b"word\n"[..], Some("newline")),
+            (b"", Some("empty")),
+            (b"word", None),
+        ] {
+            let file = file_of(bytes);
+            let keys = keys(&options(file.path(), 0, None));
+            keys.answer(&question(0)).unwrap();
+            let hint = keys.answer(&question(1)).unwrap_err().report().hint;
+            assert_eq!(hint.is_some(), says.is_some(), "{hint:?}");
+            assert!(hint.unwrap_or_default().contains(says.unwrap_or("")));
+        }
     }
 
     /// A descriptor from which these bytes come, as a shell passes it.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nbdserve::error::Report;
-use nbdserve::secret::{MOST_BYTES, Question, Secret, Secrets};
+use nbdserve::secret::{LockedBytes, MOST_BYTES, Question, Secret, Secrets};
 use nbdserve::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -84,11 +84,11 @@ fn ask(stream: &mut UnixStream, question: &Question) -> std::io::Result<Result<S
     } else {
         LONGEST_TEXT
     };
-    let bytes = Secret::new(receive(stream, most)?);
+    let bytes = receive(stream, most)?;
     if which == [KEY] {
-        return Ok(Ok(bytes));
+        return Ok(Ok(Secret::from(bytes)));
     }
-    let report: Report = serde_json::from_slice(bytes.bytes())?;
+    let report: Report = serde_json::from_slice(&bytes)?;
     Ok(Err(report.into()))
 }
 
@@ -163,17 +163,17 @@ fn send(stream: &mut UnixStream, bytes: &[u8]) -> std::io::Result<()> {
     stream.write_all(bytes)
 }
 
-/// The next `most` bytes or fewer; whoever needs it wipes them.
-fn receive(stream: &mut UnixStream, most: usize) -> std::io::Result<Vec<u8>> {
+/// The next `most` bytes or fewer.
+fn receive(stream: &mut UnixStream, most: usize) -> std::io::Result<LockedBytes> {
     let mut len = [0; 4];
     stream.read_exact(&mut len)?;
     let len = usize::try_from(u32::from_le_bytes(len)).map_err(std::io::Error::other)?;
     if len > most {
         return Err(std::io::Error::other(format!("{len} bytes are too many")));
     }
-    let mut bytes = zeroize::Zeroizing::new(vec![0; len]);
+    let mut bytes = LockedBytes::new(len);
     stream.read_exact(&mut bytes)?;
-    Ok(std::mem::take(&mut *bytes))
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -47,11 +47,14 @@ fn writable_in_user_space(request: &Request, filesystem: &str) -> Result<()> {
     if !request.takes_writes() {
         return Ok(());
     }
+    let option = if request.cow.is_some() { "--cow" } else { "-w" };
     Err(Error::new(
         Kind::Unsupported,
         format!("{filesystem} can only be read in user space, not written"),
     )
-    .hint("as root -w uses the kernel's file system; --fuse -w gives a writable file"))
+    .hint(format!(
+        "as root {option} uses the kernel's file system; --fuse {option} gives a writable file"
+    )))
 }
 
 fn nbd_is_ready() -> bool {

@@ -9,7 +9,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use zeroize::Zeroizing;
 
 use super::hash::Hash;
-use crate::secret::Secret;
+use crate::secret::{LockedBytes, Secret, with_wiped_stack};
 use crate::size::format_size;
 use crate::{Cx, Error, Kind, Result};
 
@@ -18,6 +18,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// An argon2 of less memory wipes it. The memory of a larger one goes back to the system at once,
 /// which gives it to nobody before it has wiped it.
 const WIPED: u64 = 64 << 20;
+
+/// Bytes of stack that deriving and expanding keys use, generously.
+pub(super) const STACK: usize = 32 << 10;
 
 /// What an image may ask for.
 #[derive(Clone, Copy, Debug)]
@@ -155,14 +158,14 @@ impl Kdf {
         len: usize,
         bounds: &Bounds,
         cx: &Cx,
-    ) -> Result<Zeroizing<Vec<u8>>> {
+    ) -> Result<LockedBytes> {
         self.check(bounds)?;
         let (kdf, secret, cores) = (self.clone(), secret.clone(), cx.pool.threads());
         in_background(cx, move || kdf.run(secret.bytes(), len, cores))
     }
 
-    fn run(&self, password: &[u8], len: usize, cores: usize) -> Result<Zeroizing<Vec<u8>>> {
-        let mut key = Zeroizing::new(vec![0; len]);
+    fn run(&self, password: &[u8], len: usize, cores: usize) -> Result<LockedBytes> {
+        let mut key = LockedBytes::new(len);
         match self {
             Self::Pbkdf2 {
                 hash,
@@ -192,23 +195,24 @@ impl Kdf {
                     .map_err(|error| {
                         Error::new(Kind::Io, "cannot start threads").caused_by(error)
                     })?;
+                let work = || {
+                    if kib(*memory) > WIPED {
+                        return argon2.hash_password_into(password, salt, &mut key);
+                    }
+                    let mut memory = Zeroizing::new(Vec::new());
+                    if memory.try_reserve_exact(blocks).is_err() {
+                        return Err(argon2::Error::OutOfMemory);
+                    }
+                    memory.resize(blocks, argon2::Block::new());
+                    argon2.hash_password_into_with_memory(
+                        password,
+                        salt,
+                        &mut key,
+                        memory.as_mut_slice(),
+                    )
+                };
                 threads
-                    .install(|| {
-                        if kib(*memory) > WIPED {
-                            return argon2.hash_password_into(password, salt, &mut key);
-                        }
-                        let mut memory = Zeroizing::new(Vec::new());
-                        if memory.try_reserve_exact(blocks).is_err() {
-                            return Err(argon2::Error::OutOfMemory);
-                        }
-                        memory.resize(blocks, argon2::Block::new());
-                        argon2.hash_password_into_with_memory(
-                            password,
-                            salt,
-                            &mut key,
-                            memory.as_mut_slice(),
-                        )
-                    })
+                    .install(|| with_wiped_stack::<STACK, _>(work))
                     .map_err(bad)?;
             }
         }
@@ -229,7 +233,7 @@ pub(super) fn in_background<T: Send + 'static>(
     let (sender, result) = channel();
     let run = move || {
         // Nobody listens any more when the image is taken down.
-        let _ = sender.send(work());
+        let _ = sender.send(with_wiped_stack::<STACK, _>(work));
     };
     let started = thread::Builder::new().name("kdf".to_owned()).spawn(run);
     started.map_err(|error| Error::io("cannot start a thread", error))?;

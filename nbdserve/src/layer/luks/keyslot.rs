@@ -1,16 +1,14 @@
 //! Opening a keyslot: derive its key, decrypt the stripes, merge them, check the digest.
 
-use zeroize::Zeroizing;
-
 use super::cipher::{IV_UNIT, SectorCipher};
 use super::hash::Hash;
 use super::header::{Digest, Keyslot};
 use super::kdf::{Bounds, Kdf};
-use crate::secret::Secret;
+use crate::secret::{LockedBytes, Secret};
 use crate::{Cx, Error, Kind, Result, Volume};
 
-/// A key that is wiped when it is dropped.
-pub(super) type Key = Zeroizing<Vec<u8>>;
+/// A key. Wiped when it is dropped.
+pub(super) type Key = LockedBytes;
 
 /// The volume key that `secret` finds in this keyslot; `None` when that is not the one of `digest`.
 ///
@@ -32,7 +30,7 @@ pub(super) fn open(
         return Err(Error::new(Kind::Corrupt, what));
     }
     // First what is cheap.
-    let mut split = Zeroizing::new(vec![0; area]);
+    let mut split = LockedBytes::new(area);
     below.read_at(&mut split, keyslot.offset)?;
     let key = keyslot
         .kdf
@@ -46,7 +44,7 @@ pub(super) fn open(
 /// Whether `key` is the volume key.
 fn is_right(key: &Key, digest: &Digest, bounds: &Bounds, cx: &Cx) -> Result<bool> {
     let kdf = Kdf::pbkdf2(digest.hash, digest.salt.clone(), digest.iterations)?;
-    let secret = Secret::new(key.to_vec());
+    let secret = Secret::from(LockedBytes::copy_of(key));
     let found = kdf.derive(&secret, digest.digest.len(), bounds, cx)?;
     // In a time that tells nothing.
     let differ = found.iter().zip(&digest.digest);
@@ -55,7 +53,7 @@ fn is_right(key: &Key, digest: &Digest, bounds: &Bounds, cx: &Cx) -> Result<bool
 
 /// AFmerge of the specification: all stripes are needed for any of the key.
 pub(super) fn merge(split: &[u8], key_len: usize, hash: Hash) -> Key {
-    let mut key = Zeroizing::new(vec![0; key_len]);
+    let mut key = Key::new(key_len);
     let mut stripes = split.chunks_exact(key_len.max(1)).peekable();
     while let Some(stripe) = stripes.next() {
         for (byte, other) in key.iter_mut().zip(stripe) {

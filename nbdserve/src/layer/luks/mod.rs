@@ -24,13 +24,14 @@ use std::sync::Arc;
 
 use device::{Luks, NAME};
 use header::{Header, MAGIC, SECOND_MAGIC};
-use kdf::Bounds;
+use kdf::{Bounds, STACK};
 
 pub(crate) use cipher::SectorCipher;
 
 use super::{Args, Confidence, LayerType, Param, Sample, Verdict};
 use crate::bytes::has;
 use crate::error::escape;
+use crate::secret::with_wiped_stack;
 use crate::size::format_size;
 use crate::source::{File, OpenMode};
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
@@ -172,7 +173,9 @@ fn sector_cipher(header: &Header, key: &[u8], cx: &Cx) -> Result<SectorCipher> {
     let segment = &header.segment;
     // At most 4096.
     let sector = usize::try_from(segment.sector).unwrap_or(0);
-    SectorCipher::new(&segment.cipher, key, sector, cx.pool.threads())
+    with_wiped_stack::<STACK, _>(|| {
+        SectorCipher::new(&segment.cipher, key, sector, cx.pool.threads())
+    })
 }
 
 /// Where the data are in an image of `have` bytes.

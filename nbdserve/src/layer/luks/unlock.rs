@@ -1,9 +1,9 @@
 //! Asking for passphrases until one opens a keyslot.
 
 use super::header::{Header, Slot};
-use super::kdf::Bounds;
+use super::kdf::{Bounds, STACK};
 use super::keyslot::{self, Key};
-use crate::secret::{Question, Secret};
+use crate::secret::{Question, Secret, with_wiped_stack};
 use crate::{Cx, Error, Kind, Result, Volume};
 
 /// More wrong answers than any person gives.
@@ -35,7 +35,9 @@ pub(super) fn unlock(
             // The sentence says that there is none, or that none fits.
             Err(error) => return Err(about(only, attempt, error)),
         };
-        if let Some(key) = try_all(below, header, &slots, &secret, bounds, cx)? {
+        let attempt_all = || try_all(below, header, &slots, &secret, bounds, cx);
+        let opened = with_wiped_stack::<STACK, _>(attempt_all);
+        if let Some(key) = opened? {
             return Ok(key);
         }
         attempt = attempt.saturating_add(1);

@@ -193,9 +193,11 @@ fn frame(bytes: &[u8], at: u64) -> Result<Option<Start>> {
         return unsupported("has a reserved bit set: it is from a newer format".to_owned());
     }
     if let Some(dictionary) = dictionary {
-        return unsupported(format!(
-            "needs the dictionary with ID {dictionary}: dictionaries are not supported"
-        ));
+        let what = format!(
+            "the frame at {at} needs the dictionary with ID {dictionary}: dictionaries are not supported"
+        );
+        let hint = "lz4 -D DICTIONARY -dc IMAGE > NEW unpacks it";
+        return Err(Error::new(Kind::Unsupported, what).hint(hint));
     }
     let log = match block >> 4 {
         4 => 16,

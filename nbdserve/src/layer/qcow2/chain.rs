@@ -119,10 +119,10 @@ fn by_format(format: &[u8]) -> Result<(Option<&'static LayerType>, String)> {
     let layer = known.and_then(|(_, layer)| layer_called(layer));
     let Some(layer) = layer else {
         let what = format!("the backing file has the format \"{}\"", escape(&format));
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("{what}, which cannot be opened"),
-        ));
+        return Err(
+            Error::new(Kind::Unsupported, format!("{what}, which cannot be opened"))
+                .hint("qemu-img convert -O qcow2 IMAGE NEW makes one image of all"),
+        );
     };
     Ok((Some(layer), layer.name.to_owned()))
 }

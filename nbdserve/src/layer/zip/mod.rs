@@ -164,7 +164,7 @@ impl Zip {
         let fields = entry.fields;
         if fields.flags & (header::ENCRYPTED | header::MASKED) != 0 {
             let what = format!("{name} is encrypted");
-            return Err(Error::new(Kind::Unsupported, what));
+            return Err(Error::new(Kind::Unsupported, what).hint(BY_7ZZ));
         }
         if fields.flags & header::PATCH != 0 {
             let what = format!("{name} is a patch");
@@ -173,6 +173,9 @@ impl Zip {
         Ok((entry, self.directory.data(entry, &self.below)?))
     }
 }
+
+/// For what no decoder is here.
+const BY_7ZZ: &str = "7zz x ARCHIVE takes it out";
 
 /// The last of a name is what stays when all are taken out.
 fn roles(entries: &[Entry]) -> Vec<Role> {
@@ -192,7 +195,7 @@ fn unsupported(entry: &Entry, what: &str) -> Error {
     let name = printed(&entry.name);
     let method = header::method_name(entry.fields.method);
     let what = format!("{name} {what} this version does not know: {method}");
-    Error::new(Kind::Unsupported, what)
+    Error::new(Kind::Unsupported, what).hint(BY_7ZZ)
 }
 
 /// The first `len` bytes of deflate data, which is at least so long when it is sound.

@@ -169,9 +169,11 @@ fn frame(bytes: &[u8], at: u64) -> Result<Option<Start>> {
     // Single segments say their size: the field is at least a byte.
     let window = window.or(content).unwrap_or(0);
     if dictionary != 0 {
-        return unsupported(format!(
-            "needs the dictionary with ID {dictionary}: dictionaries are not supported"
-        ));
+        let what = format!(
+            "the frame at {at} needs the dictionary with ID {dictionary}: dictionaries are not supported"
+        );
+        let hint = "zstd -D DICTIONARY -dc IMAGE > NEW unpacks it";
+        return Err(Error::new(Kind::Unsupported, what).hint(hint));
     }
     if window > WINDOW_MOST {
         return unsupported(format!(

@@ -20,6 +20,11 @@ const FIRST: Confidence = Confidence::MAGIC;
 /// A superblock behind the first sector.
 const BEHIND: Confidence = Confidence(50);
 
+/// The command that makes something that can be opened of a wrapper, for hints.
+pub(super) fn converter(wrapper: &str) -> Option<&'static str> {
+    wrapper::converter(wrapper)
+}
+
 /// What can be done with what was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -33,6 +33,20 @@ const MAGICS: &[(&str, usize, &[u8])] = &[
     ("ar", 0, b"!<arch>\n"),
 ];
 
+/// What makes an image that can be opened of one of these, to be typed.
+pub(super) fn converter(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "qcow" | "parallels" | "bochs" | "cloop" | "qed" | "dmg" => {
+            "qemu-img convert -O qcow2 IMAGE NEW makes an image of it that opens"
+        }
+        "ewf" => "ewfexport IMAGE makes a raw image of it",
+        "compress" => "zcat IMAGE > NEW unpacks it",
+        "lzop" => "lzop -dc IMAGE > NEW unpacks it",
+        "7z" | "rar" | "cpio" | "ar" => "7zz x IMAGE unpacks it",
+        _ => return None,
+    })
+}
+
 pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
     let head = sample.head;
     let known = MAGICS.iter().find(|(_, at, magic)| has(head, *at, magic));

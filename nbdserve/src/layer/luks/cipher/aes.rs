@@ -8,13 +8,15 @@ use aes::{Aes128, Aes192, Aes256};
 
 pub(super) use aes::Block;
 
+use crate::sys::locked::Locked;
+
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 16;
 /// A key, expanded. Wiped when it is dropped.
 pub(super) enum Aes {
-    Aes128(Box<Aes128>),
-    Aes192(Box<Aes192>),
-    Aes256(Box<Aes256>),
+    Aes128(Locked<Aes128>),
+    Aes192(Locked<Aes192>),
+    Aes256(Locked<Aes256>),
 }
 
 impl Aes {
@@ -23,13 +25,13 @@ impl Aes {
         match key.len() {
             16 => Aes128::new_from_slice(key)
                 .ok()
-                .map(|key| Self::Aes128(Box::new(key))),
+                .map(|key| Self::Aes128(Locked::new(key))),
             24 => Aes192::new_from_slice(key)
                 .ok()
-                .map(|key| Self::Aes192(Box::new(key))),
+                .map(|key| Self::Aes192(Locked::new(key))),
             32 => Aes256::new_from_slice(key)
                 .ok()
-                .map(|key| Self::Aes256(Box::new(key))),
+                .map(|key| Self::Aes256(Locked::new(key))),
             _ => None,
         }
     }
