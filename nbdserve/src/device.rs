@@ -129,6 +129,11 @@ pub trait Device: Send + Sync + Debug {
         None
     }
 
+    /// Why there is no write side, where that needs words. Texts from the image are escaped.
+    fn read_only_because(&self) -> Option<String> {
+        None
+    }
+
     /// A hint that `range` will be read soon. Returns at once and reports nothing.
     fn will_need(&self, range: ByteRange) {
         let _ = range;

@@ -264,3 +264,66 @@ fn a_scratch_layer_is_gone_with_its_server_and_the_image_is_as_it_was() {
         sandbox.unmount(&point);
     });
 }
+
+/// Runs a shell script to its end; every command must succeed.
+#[track_caller]
+fn sh(script: &str) -> String {
+    let mut command = Command::new("sh");
+    command.args(["-euc", script]).env("MDADM_NO_UDEV", "1");
+    String::from_utf8(must(&mut command)).unwrap()
+}
+
+#[test]
+fn a_mirror_is_made_the_same_by_the_kernel_and_has_all_that_was_synced() {
+    require_tool("mdadm", "mdadm");
+    let source = images().ext4();
+    let name = "crash::a_mirror_is_made_the_same_by_the_kernel_and_has_all_that_was_synced";
+    uml::inside(name, LIMIT, || {
+        sh("modprobe -d /run/kmod md-mod; modprobe -d /run/kmod raid1");
+        let sandbox = Sandbox::new(Who::Root);
+        let image = sandbox.new_file("disk", b"");
+        let member = fs::metadata(&source).unwrap().len() + (4 << 20);
+        let file = fs::File::options().write(true).open(&image).unwrap();
+        file.set_len(2 * member + (2 << 20)).unwrap();
+        let path = image.display().to_string();
+        let sectors = member / 512;
+        sh(&format!(
+            "printf 'label: dos\nstart=2048, size={sectors}, type=fd\nsize={sectors}, type=fd\n' |
+             sfdisk --quiet --no-reread --no-tell-kernel {path}"
+        ));
+        // Runs a script with the members as loop devices, on which it has an array.
+        let with_members = |script: &str| {
+            sh(&format!(
+                "a=$(losetup -f --show -o 1M --sizelimit {member} {path})
+                 b=$(losetup -f --show -o $((1048576 + {member})) --sizelimit {member} {path})
+                 {script}
+                 mdadm --stop /dev/md9 2>&1; sync; losetup -d $a $b"
+            ))
+        };
+        with_members(&format!(
+            "mdadm --create /dev/md9 --name=arr --homehost=box --run --raid-devices=2 --level=1 \
+                 --metadata=1.2 --bitmap=internal --assume-clean $a $b 2>&1
+             dd if={} of=/dev/md9 bs=1M conv=fsync status=none",
+            source.display()
+        ));
+        let mut victim = Victim::new(&sandbox, &image, &["-w", "-P", "arr"]);
+        victim.survives(&["nbd", "loop", "nbd"], || {
+            // Killed while it wrote: what one member has another may not have.
+            let point = sandbox.join("refused");
+            let again = sandbox.loopmount().args(["-w", "-P", "arr"]);
+            let refused = again.arg(&image).arg(&point).fails(1);
+            refused.says(&["raid", "was not stopped", "mdadm --assemble", "--cow"]);
+            let raw = sandbox.join("check.raw");
+            let differ = with_members(&format!(
+                "mdadm --assemble /dev/md9 --run $a $b 2>&1; mdadm --wait /dev/md9 || true
+                 echo check > /sys/block/md9/md/sync_action; mdadm --wait /dev/md9 || true
+                 echo differ: $(cat /sys/block/md9/md/mismatch_cnt)
+                 dd if=/dev/md9 of={} bs=1M status=none",
+                raw.display()
+            ));
+            assert!(differ.contains("differ: 0\n"), "{differ}");
+            raw
+        });
+        assert_nothing_is_left(&sandbox);
+    });
+}

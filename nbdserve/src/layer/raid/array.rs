@@ -109,8 +109,8 @@ impl Found {
         }
     }
 
-    /// The members that are in sync, the newest first, by place.
-    fn in_sync(&self) -> Result<Vec<(u32, &Member)>> {
+    /// The members that are in sync, by place.
+    pub(super) fn in_sync(&self) -> Result<Vec<(u32, &Member)>> {
         let mut found: Vec<(u32, &Member)> = Vec::new();
         for member in &self.members {
             let State::InSync(place) = self.state(&member.superblock) else {
@@ -146,7 +146,7 @@ impl Found {
     }
 
     /// `place 1 of 2`
-    fn missing(&self, found: &[(u32, &Member)]) -> Option<String> {
+    pub(super) fn missing(&self, found: &[(u32, &Member)]) -> Option<String> {
         let places = self.array.places;
         let missing: Vec<String> = (0..places)
             .filter(|place| found.iter().all(|(taken, _)| taken != place))
@@ -216,7 +216,7 @@ impl Found {
     }
 
     /// The data of a member, in the volume: where it begins and how much it is, in whole chunks.
-    fn data(&self, member: &Member, chunk: u64) -> Result<(u64, u64)> {
+    pub(super) fn data(&self, member: &Member, chunk: u64) -> Result<(u64, u64)> {
         let (start, sectors) = member.superblock.data;
         let bytes = |sectors: u64| sectors.checked_mul(SECTOR);
         let begin = bytes(start).and_then(|start| member.part.range.start().checked_add(start));
