@@ -338,6 +338,8 @@ fn assert_in_sync(options: &str) {
     let state = detail.lines().find_map(|line| line.split_once("State : "));
     let state = state.map_or("", |(_, state)| state.trim());
     assert!(["clean", "active"].contains(&state), "{options}: {detail}");
+    // Read-only until somebody writes, where it was not copied before.
+    sh("mdadm --readwrite /dev/md9 || true");
     sh("echo check > /sys/block/md9/md/sync_action; mdadm --wait /dev/md9 || true");
     let differ = sh("cat /sys/block/md9/md/mismatch_cnt");
     assert_eq!(differ.trim(), "0", "{options}");
@@ -394,7 +396,8 @@ fn a_mirror_that_was_left_in_the_middle_is_made_the_same_by_the_kernel() {
             let devices = killed.attach();
             let all = devices.join(" ");
             sh(&format!(
-                "mdadm --assemble /dev/md9 --run {all} 2>&1; mdadm --wait /dev/md9 || true"
+                "mdadm --assemble /dev/md9 --run {all} 2>&1; mdadm --readwrite /dev/md9 || true
+                 mdadm --wait /dev/md9 || true"
             ));
             assert_in_sync(options);
             assert!(fs::read("/dev/md9").unwrap() == bytes, "{options}");

@@ -315,7 +315,8 @@ fn a_mirror_is_made_the_same_by_the_kernel_and_has_all_that_was_synced() {
             refused.says(&["raid", "was not stopped", "mdadm --assemble", "--cow"]);
             let raw = sandbox.join("check.raw");
             let differ = with_members(&format!(
-                "mdadm --assemble /dev/md9 --run $a $b 2>&1; mdadm --wait /dev/md9 || true
+                "mdadm --assemble /dev/md9 --run $a $b 2>&1; mdadm --readwrite /dev/md9 || true
+                 mdadm --wait /dev/md9 || true
                  echo check > /sys/block/md9/md/sync_action; mdadm --wait /dev/md9 || true
                  echo differ: $(cat /sys/block/md9/md/mismatch_cnt)
                  dd if=/dev/md9 of={} bs=1M status=none",

@@ -77,6 +77,12 @@ impl Found {
         })
     }
 
+    /// Whether all members are here and in sync.
+    pub(super) fn is_complete(&self) -> bool {
+        let found = self.in_sync();
+        found.is_ok_and(|found| self.array.places > 0 && self.missing(&found).is_none())
+    }
+
     fn newest(&self) -> Option<&Superblock> {
         let all = self.members.iter().map(|member| &member.superblock);
         all.max_by_key(|superblock| superblock.events)
