@@ -447,3 +447,38 @@ fn a_dirty_journal_is_written_back_to_a_scratch_layer() {
         sandbox.unmount(&point);
     }
 }
+
+#[test]
+fn a_passphrase_is_asked_for_once_where_a_journal_has_to_be_written_back() {
+    let set = common::images();
+    for (inside, name) in [(set.xfs(), "dirty.xfs"), (set.ext4(), "dirty.ext4")] {
+        let sandbox = Sandbox::new(Who::Root);
+        let raw = copied_in_use(&sandbox, &inside, name);
+        let image = sandbox.new_file("locked", b"");
+        let secret = "secret,id=key,data=typed-only-once";
+        let convert = sandbox
+            .tool("qemu-img")
+            .args(["convert", "-q", "-f", "raw"]);
+        let convert = convert.args(["--object", secret, "-O", "luks"]);
+        let convert = convert.args(["-o", "key-secret=key,iter-time=10"]);
+        convert.args([&raw, &image]).ok();
+        let before = sha256(&image);
+        for args in [&[][..], &["--foreground"]] {
+            let point = sandbox.new_dir("mnt");
+            let cmd = sandbox.session(true).args(args).arg(&image).arg(&point);
+            let mut dialog = cmd.on_terminal();
+            dialog.expect("Passphrase for ");
+            common::until("the echo is off", || !dialog.echoes());
+            dialog.types("typed-only-once\n");
+            common::until("it is mounted", || mount_at(&point).is_some());
+            assert_eq!(sandbox.read_text(point.join("late")), TEXT);
+            sandbox.unmount(&point);
+            assert_eq!(dialog.code(), 0, "{}", dialog.shown());
+            let asked = dialog.shown().matches("Passphrase for ").count();
+            assert_eq!(asked, 1, "{name} {args:?}: {}", dialog.shown());
+            fs::remove_dir(point).unwrap();
+        }
+        assert_eq!(sha256(&image), before);
+        sandbox.assert_clean();
+    }
+}

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "kernel_unit/crash.rs"]
+mod crash;
 #[path = "common/uml.rs"]
 mod uml;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -130,6 +131,29 @@ fn an_image_is_mounted_read_listed_and_unmounted() {
 }
 
 #[test]
+fn a_loop_device_over_a_fuse_file_has_the_size_of_the_image() {
+    let name = "a_loop_device_over_a_fuse_file_has_the_size_of_the_image";
+    uml::inside(name, LIMIT, || {
+        for args in [&["--via", "loop"][..], &["--via", "loop", "--cow"]] {
+            let (sandbox, image) = with_small_disk(Who::Root);
+            let point = sandbox.mount(args, &image, "mnt");
+            let loops = BlockDevice::all("loop").unwrap();
+            let sizes = loops.iter().filter_map(|(_, device)| {
+                device.attribute("loop/backing_file")?;
+                device.attribute("size")
+            });
+            let info = sandbox.loopmount().args(["--info", "--json"]).arg(&image);
+            let info: serde_json::Value = serde_json::from_str(&info.ok().out()).unwrap();
+            // The second is the root.
+            let sectors = info["partitions"][1]["size"].as_u64().unwrap() / 512;
+            assert_eq!(sizes.collect::<Vec<_>>(), [sectors.to_string()], "{args:?}");
+            sandbox.unmount(&point);
+            assert_nothing_is_left(&sandbox);
+        }
+    });
+}
+
+#[test]
 fn what_is_written_is_in_the_image_after_unmount() {
     let source = common::images().ext4();
     uml::inside(
@@ -155,90 +179,6 @@ fn what_is_written_is_in_the_image_after_unmount() {
             assert_eq!(found.unwrap(), vec![7; 3 << 20]);
         },
     );
-}
-
-/// Writes a file and makes it durable, its name too.
-fn write_durably(point: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = fs::File::create(point.join(name))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::File::open(point)?.sync_all()
-}
-
-/// The contents of the file `number`: different ones for each.
-fn numbered(number: usize) -> Vec<u8> {
-    let len = 1000 + number * 7919 % 150_000;
-    (0..len)
-        .map(|at| ((at * 31 + number) % 251) as u8)
-        .collect()
-}
-
-/// What is in an ext4 that nobody has mounted, after its journal was replayed.
-fn assert_sound(sandbox: &Sandbox, image: &Path, files: &[usize]) {
-    let check = Command::new("qemu-img").arg("check").arg(image).output();
-    let check = check.unwrap();
-    // 3: clusters that nobody uses.
-    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
-    let raw = sandbox.join("check.raw");
-    let convert = ["convert", "-O", "raw"];
-    must(Command::new("qemu-img").args(convert).arg(image).arg(&raw));
-    let replay = Command::new("e2fsck").arg("-p").arg(&raw).output().unwrap();
-    assert!(matches!(replay.status.code(), Some(0 | 1)), "{replay:?}");
-    must(Command::new("e2fsck").arg("-fn").arg(&raw));
-    let out = sandbox.join("dumped");
-    for number in files {
-        let dump = format!("dump /f{number} {}", out.display());
-        must(Command::new("debugfs").args(["-R", &dump]).arg(&raw));
-        assert!(
-            fs::read(&out).unwrap() == numbered(*number),
-            "file {number}"
-        );
-    }
-}
-
-#[test]
-fn a_qcow2_image_whose_server_is_killed_is_sound_and_has_all_that_was_synced() {
-    common::require_tool("qemu-img", "qemu-utils");
-    let source = common::images().ext4();
-    let name = "a_qcow2_image_whose_server_is_killed_is_sound_and_has_all_that_was_synced";
-    uml::inside(name, LIMIT, || {
-        let sandbox = Sandbox::new(Who::Root);
-        let raw = sandbox.image(&source);
-        let image = sandbox.join("disk.qcow2");
-        // Compressed: every write takes a new cluster.
-        let convert = ["convert", "-c", "-O", "qcow2"];
-        must(Command::new("qemu-img").args(convert).arg(&raw).arg(&image));
-        let mut synced = Vec::new();
-        let mut next = 0;
-        for round in 0..4 {
-            let folder = format!("mnt{round}");
-            let point = sandbox.mount(&["-w", "--via", "nbd"], &image, &folder);
-            assert_is_nbd(&point);
-            let server = pid_of(&sandbox, SERVER);
-            // Killed while it writes, a moment later each time.
-            let killer = std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(300 + round * 170));
-                send_signal(server, Signal::KILL);
-            });
-            let begun = next;
-            while write_durably(&point, &format!("f{next}"), &numbered(next)).is_ok() {
-                synced.push(next);
-                next += 1;
-                // Not synced, and not asked for.
-                let _ = fs::write(point.join("scratch"), vec![7; 300_000]);
-                if next - begun >= 40 {
-                    break;
-                }
-            }
-            next += 1;
-            killer.join().unwrap();
-            until("the mount is gone", || mount_at(&point).is_none());
-            unmount_or_gone(&sandbox, &point);
-            assert_nothing_is_left(&sandbox);
-            assert_sound(&sandbox, &image, &synced);
-        }
-        assert!(synced.len() >= 4, "{synced:?}");
-    });
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn what_is_written_to_a_volume_is_in_it_and_nowhere_else() {
 }
 
 #[test]
-fn a_mirror_is_mounted_and_not_written_to() {
+fn a_mirror_is_mounted_and_written_to() {
     for who in EVERYBODY {
         let sandbox = Sandbox::new(who);
         let image = sandbox.image(&common::images().mirror());
@@ -131,14 +131,39 @@ fn a_mirror_is_mounted_and_not_written_to() {
             "{text}"
         );
         if who == Who::Root {
-            let point = sandbox.new_dir("mnt");
-            let refused = sandbox
-                .loopmount()
-                .arg("-w")
-                .arg(&image)
-                .arg(point)
-                .fails(1);
-            assert!(refused.stderr.contains("raid"), "{}", refused.stderr);
+            // Both members get it, through `--cow` too.
+            let point = sandbox.mount(&["-w"], &image, "mnt");
+            fs::write(point.join("new"), vec![7; 1 << 20]).unwrap();
+            sandbox.unmount(&point);
+            fs::remove_dir(&point).unwrap();
+            let bytes = fs::read(&image).unwrap();
+            let member = (bytes.len() - 32768) / 2;
+            let (first, second) = bytes[32768..].split_at(member);
+            // The superblock is in the last 8 KiB.
+            assert!(first[..member - 8192] == second[..member - 8192]);
+            let part = sandbox.join("part");
+            fs::write(&part, &first[..member - 8192]).unwrap();
+            must(Command::new("e2fsck").arg("-fn").arg(&part));
+            let point = sandbox.mount(&["--cow"], &image, "mnt");
+            assert_eq!(sandbox.read(point.join("new")), vec![7; 1 << 20]);
+            fs::write(point.join("scratch"), "x").unwrap();
+            sandbox.unmount(&point);
+            assert!(fs::read(&image).unwrap() == bytes);
+            // One that was left in the middle: `resync_offset` says so, with its checksum.
+            let mut left = bytes;
+            for start in [32768, 32768 + member] {
+                let superblock = start + member - 8192;
+                let superblock = &mut left[superblock..superblock + 4096];
+                superblock[208..216].fill(0);
+                common::images::mend_superblock(superblock);
+            }
+            fs::write(&image, left).unwrap();
+            let refused = sandbox.loopmount().arg("-w").arg(&image).arg(&point);
+            refused
+                .fails(1)
+                .says(&["raid", "was not stopped", "mdadm --assemble"]);
+            sandbox.loopmount().arg(&image).arg(&point).ok();
+            sandbox.unmount(&point);
         }
         sandbox.assert_clean();
     }

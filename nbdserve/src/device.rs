@@ -166,6 +166,11 @@ pub trait Device: Send + Sync + Debug {
         None
     }
 
+    /// Why there is no write side, where that needs words. Texts from the image are escaped.
+    fn read_only_because(&self) -> Option<String> {
+        None
+    }
+
     /// A hint that `range` will be read soon. Returns at once and reports nothing.
     ///
     /// A device has this or [`Self::will_need_parts`], which is the one that is called.

@@ -293,8 +293,16 @@ impl Volume {
     pub fn need_writer(&self) -> Result<VolumeWriter<'_>> {
         self.writer().ok_or_else(|| {
             let name = self.name();
-            Error::new(Kind::ReadOnly, format!("{name} cannot be written"))
+            let why = self.read_only_because();
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            Error::new(Kind::ReadOnly, format!("{name} cannot be written{why}"))
         })
+    }
+
+    /// Why there is no write side, where that needs words; see [`Device::read_only_because`].
+    #[must_use]
+    pub fn read_only_because(&self) -> Option<String> {
+        self.inner.device.read_only_because()
     }
 
     /// Ends background work of the device and makes written data durable.

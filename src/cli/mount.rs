@@ -95,13 +95,16 @@ fn start(
 ) -> Result<launch::Started, launch::Failure> {
     let launch =
         |request: &Request| launch::start(request, image, Arc::clone(&asked.keys), &asked.terminal);
-    match launch(request) {
+    let started = match launch(request) {
         Err(report) if request.replay_may_help(report.kind) => {
             tracing::debug!("once more, with a scratch layer: {report}");
+            asked.keys.repeat();
             launch(&with_replay(request.clone()))
         }
         other => other,
-    }
+    };
+    asked.keys.forget();
+    started
 }
 
 fn with_replay(mut request: Request) -> Request {
@@ -123,11 +126,14 @@ fn stay(request: Request, image: Image, asked: Asked) -> Result<Exit> {
     let Ok(second) = image.try_clone() else {
         return run(request, image, &terminal);
     };
-    let quiet = Arc::new(Unreported::new(Arc::clone(&terminal)));
+    let keys = Arc::clone(&asked.keys);
+    let forget = Box::new(move || keys.forget());
+    let quiet = Arc::new(Unreported::new(Arc::clone(&terminal), forget));
     let front: Arc<dyn Front> = quiet.clone();
     let exit = run(request.clone(), image, &front)?;
     match quiet.failure() {
         Some(report) if request.replay_may_help(report.kind) => {
+            asked.keys.repeat();
             run(with_replay(request), second, &terminal)
         }
         Some(report) => {

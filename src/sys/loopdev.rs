@@ -116,6 +116,11 @@ pub struct Attached {
 pub fn attach(config: &Config<'_>) -> Result<Attached> {
     let control = open_control()?;
     let mut configure = configuration(config)?;
+    // Before Linux 6.16 the device gets the size that the kernel remembers of the file. Of a FUSE file
+    // that is zero until somebody asks; a file system on it would lose what it keeps in the device's
+    // own pages, without an error.
+    rustix::fs::fstat(config.file)
+        .map_err(|errno| Error::io("cannot ask for the size of the file", errno))?;
     for attempt in 0..TRIES {
         if attempt > 0 {
             // Whoever was faster is done soon.

@@ -339,6 +339,7 @@ impl Front for Terminal {
 /// Passes all on but a failure to start, which may not be the last word.
 pub struct Unreported {
     front: Arc<dyn Front>,
+    at_ready: Box<dyn Fn() + Send + Sync>,
     failure: Mutex<Option<Report>>,
 }
 
@@ -349,11 +350,12 @@ impl std::fmt::Debug for Unreported {
 }
 
 impl Unreported {
-    /// In front of `front`.
+    /// In front of `front`; `at_ready` is called when the target can be used.
     #[must_use]
-    pub fn new(front: Arc<dyn Front>) -> Self {
+    pub fn new(front: Arc<dyn Front>, at_ready: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
             front,
+            at_ready,
             failure: Mutex::new(None),
         }
     }
@@ -376,6 +378,7 @@ impl Front for Unreported {
     }
 
     fn ready(&self, via: Via) {
+        (self.at_ready)();
         self.front.ready(via);
     }
 

@@ -363,10 +363,13 @@ fn resolve(request: &Request, source: Volume, cx: &Cx) -> Result<Resolved> {
         let cow = resolved.chain.iter().position(|v| v.name() == "cow");
         let mut chain = resolved.chain.iter().skip(cow.unwrap_or(0));
         let read_only = chain.find(|v| v.writer().is_none());
-        let layer = read_only.unwrap_or(&resolved.volume).name();
+        let blamed = read_only.unwrap_or(&resolved.volume);
+        let layer = blamed.name();
+        let why = blamed.read_only_because();
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
         return Err(Error::new(
             Kind::ReadOnly,
-            format!("the layer {layer} cannot be written to"),
+            format!("the layer {layer} cannot be written to{why}"),
         )
         .hint(match &request.cow {
             None => WRITE_APART,

@@ -426,6 +426,11 @@ impl Images {
     }
 }
 
+/// Makes the checksum of a superblock of MD of version 1 right.
+pub(crate) fn mend_superblock(bytes: &mut [u8]) {
+    raid::mend_new(bytes);
+}
+
 /// A file of `size` bytes without data.
 pub(crate) fn make_sparse(path: &Path, size: u64) {
     fs::File::create(path).unwrap().set_len(size).unwrap();

@@ -1,8 +1,6 @@
 //! Bytes that lie in turns on several parts of a volume, in one copy or in several: what the layers
 //! `lvm` and `raid` have in common.
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::{
     ByteRange, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Result, Volume,
     VolumeWriter, WriteFeatures, Writer, ZeroOpts,
@@ -163,10 +161,27 @@ impl Map {
 /// What is done with writes.
 #[derive(Debug)]
 pub(crate) enum Writes {
-    /// They go through, to every copy.
+    /// They go through. There is one copy.
     Pass,
-    /// There are none.
-    Refused,
+    /// They go to every copy, under the eyes of somebody.
+    Kept(Box<dyn Keeper>),
+    /// There are none; why, where that needs words.
+    Refused(Option<String>),
+}
+
+/// Whoever sees to it that copies which differ after a crash are not taken for the same.
+pub(crate) trait Keeper: std::fmt::Debug + Send + Sync {
+    /// Calls `write`, which changes all copies, alone.
+    ///
+    /// # Errors
+    /// What `write` says, or that it cannot be noted that the copies differ; it is not called then.
+    fn write(&self, write: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+
+    /// Nothing is written any more.
+    ///
+    /// # Errors
+    /// When it cannot be noted that the copies are the same.
+    fn close(&self) -> Result<()>;
 }
 
 /// The volume that one or more maps of `below` make; each map is a copy of the same bytes.
@@ -176,8 +191,6 @@ pub(crate) struct Striped {
     below: Volume,
     copies: Vec<Map>,
     writes: Writes,
-    /// Two writes to the same bytes reach all copies in the same order.
-    order: Mutex<()>,
     geometry: Geometry,
 }
 
@@ -213,7 +226,6 @@ impl Striped {
             below: below.clone(),
             copies,
             writes,
-            order: Mutex::new(()),
             geometry,
         }))
     }
@@ -236,15 +248,19 @@ impl Striped {
         mut write: impl FnMut(&VolumeWriter<'_>, ByteRange, ByteRange) -> Result<()>,
     ) -> Result<()> {
         let writer = self.below.need_writer()?;
-        let _alone = (self.copies.len() > 1)
-            .then(|| self.order.lock().unwrap_or_else(PoisonError::into_inner));
-        for map in &self.copies {
-            for (part, below) in map.runs(range) {
-                let end = below.saturating_add(part.len());
-                write(&writer, part, ByteRange::between(below, end))?;
+        let mut all = || {
+            for map in &self.copies {
+                for (part, below) in map.runs(range) {
+                    let end = below.saturating_add(part.len());
+                    write(&writer, part, ByteRange::between(below, end))?;
+                }
             }
+            Ok(())
+        };
+        match &self.writes {
+            Writes::Kept(keeper) => keeper.write(&mut all),
+            Writes::Pass | Writes::Refused(_) => all(),
         }
-        Ok(())
     }
 }
 
@@ -307,11 +323,18 @@ impl Device for Striped {
 
     fn writer(&self) -> Option<&dyn Writer> {
         match self.writes {
-            Writes::Refused => None,
-            Writes::Pass => {
+            Writes::Refused(_) => None,
+            Writes::Pass | Writes::Kept(_) => {
                 self.below.writer()?;
                 Some(self)
             }
+        }
+    }
+
+    fn read_only_because(&self) -> Option<String> {
+        match &self.writes {
+            Writes::Refused(why) => why.clone(),
+            Writes::Pass | Writes::Kept(_) => None,
         }
     }
 
@@ -322,7 +345,11 @@ impl Device for Striped {
     }
 
     fn close(&self) -> Result<()> {
-        self.below.close()
+        let kept = match &self.writes {
+            Writes::Kept(keeper) => keeper.close(),
+            Writes::Pass | Writes::Refused(_) => Ok(()),
+        };
+        kept.and(self.below.close())
     }
 }
 

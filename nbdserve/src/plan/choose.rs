@@ -9,6 +9,7 @@ use super::volumes::Volumes;
 use crate::error::escape;
 use crate::layer::luks::LUKS;
 use crate::layer::partition::{Partition, Table, open_partition};
+use crate::layer::raid::read::Depth;
 use crate::size::format_size;
 use crate::{Cx, Error, Kind, Result, Volume};
 
@@ -36,17 +37,20 @@ pub(super) struct Partitions {
     /// `None` for a volume that is itself a member.
     pub(super) table: Option<Table>,
     below: Volume,
+    depth: Depth,
     cx: Cx,
     contents: Vec<OnceCell<Option<FsInfo>>>,
     volumes: OnceCell<Volumes>,
 }
 
 impl Partitions {
-    pub(super) fn new(below: &Volume, table: Option<Table>, cx: &Cx) -> Self {
+    /// `depth`: where members of arrays are looked for.
+    pub(super) fn new(below: &Volume, table: Option<Table>, depth: Depth, cx: &Cx) -> Self {
         let count = table.as_ref().map_or(0, |table| table.partitions.len());
         Self {
             contents: vec![OnceCell::new(); count.min(MAX_LOOKED_AT)],
             below: below.clone(),
+            depth,
             cx: cx.clone(),
             volumes: OnceCell::new(),
             table,
@@ -64,7 +68,7 @@ impl Partitions {
         if let Some(found) = self.volumes.get() {
             return Ok(found);
         }
-        let found = Volumes::find(&self.below, &self.cx)?;
+        let found = Volumes::find(&self.below, self.depth, &self.cx)?;
         Ok(self.volumes.get_or_init(|| found))
     }
 

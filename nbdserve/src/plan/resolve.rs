@@ -122,7 +122,7 @@ fn resolve_to(
                 }
             }
             Found::Layer(_, _) => {
-                let partitions = Partitions::new(&walk.volume, None, &walk.cx);
+                let partitions = Partitions::new(&walk.volume, None, walk.depth(), &walk.cx);
                 match walk.choose(partitions, &pick, looks_like_root)? {
                     Chosen::Whole => {
                         let bytes = read_head(&walk.volume)?;
@@ -137,7 +137,7 @@ fn resolve_to(
             }
             Found::Table(evidence) => {
                 let table = read_table(&walk.volume, None).map_err(|error| walk.named(error))?;
-                let partitions = Partitions::new(&walk.volume, Some(table), &walk.cx);
+                let partitions = Partitions::new(&walk.volume, Some(table), walk.depth(), &walk.cx);
                 match walk.choose(partitions, &pick, looks_like_root)? {
                     Chosen::Whole => return walk.finish(Content::Disk),
                     chosen => walk.enter_chosen(chosen, &evidence, &mut pick, request.purpose)?,

@@ -71,13 +71,13 @@ pub(super) struct Volumes {
 }
 
 impl Volumes {
-    /// Looks for members in the partitions of `below` and in `below` itself.
+    /// Looks for members in the partitions of `below` and in `below` itself; `depth` says where.
     ///
     /// # Errors
     /// What `below` says. Damaged groups and arrays are notes.
-    pub(super) fn find(below: &Volume, cx: &Cx) -> Result<Self> {
+    pub(super) fn find(below: &Volume, depth: Depth, cx: &Cx) -> Result<Self> {
         let mut found = Self {
-            arrays: Arrays::read(below, Depth::Cheap)?,
+            arrays: Arrays::read(below, depth)?,
             ..Self::default()
         };
         found.notes.append(&mut found.arrays.notes);

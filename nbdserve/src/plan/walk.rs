@@ -12,6 +12,7 @@ use crate::error::escape;
 use crate::layer::cow::{self, COW};
 use crate::layer::luks::LUKS;
 use crate::layer::partition::PARTITION;
+use crate::layer::raid::read::Depth;
 use crate::layer::split::SPLIT;
 use crate::layer::{Verdict, lvm, raid};
 use crate::source::split::{Series, first_of};
@@ -22,6 +23,8 @@ const MAX_LAYERS: usize = 8;
 /// What is on a disk, not what a disk is in: written blocks are kept below the first of these.
 pub(super) const ON_DISKS: &[&str] = &["partition", "luks", "lvm", "raid"];
 
+/// What a source on a web server calls itself.
+const HTTP: &str = "http";
 /// Why there is a layer that keeps writes apart.
 pub(super) const KEPT_APART: &str = "writes are kept apart from the image";
 
@@ -156,6 +159,18 @@ impl<'a> Walk<'a> {
             layers: layers.join(" "),
             is_local: source.is_some_and(|source| source.parts().is_some()),
             has_others: self.chain.iter().any(|volume| !volume.may_be_kept()),
+        }
+    }
+
+    /// Where members of arrays are looked for: at the ends of partitions where that costs neither a
+    /// request over the network nor decoding.
+    pub(super) fn depth(&self) -> Depth {
+        let source = self.chain.first();
+        let is_local =
+            source.is_some_and(|source| source.parts().is_some() && source.name() != HTTP);
+        match self.volume.geometry().access {
+            Access::Random if is_local => Depth::Ends,
+            _ => Depth::Cheap,
         }
     }
 

@@ -305,6 +305,69 @@ fn a_trim_gives_space_back() {
 }
 
 #[test]
+fn a_trim_makes_holes_in_a_data_file() {
+    for options in [
+        "data_file=data",
+        "data_file=data,extended_l2=on",
+        "data_file=data,data_file_raw=on",
+        "data_file=data,data_file_raw=on,preallocation=metadata",
+    ] {
+        for zero in [false, true] {
+            let folder = Folder::new();
+            folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", "16M"]);
+            let volume = folder.open_rw("image").unwrap();
+            let writer = volume.writer().unwrap();
+            let mut bytes = noise(8 * MIB, 1);
+            writer.write_at(&bytes, 0, true).unwrap();
+            let blocks = || {
+                use std::os::unix::fs::MetadataExt;
+                std::fs::metadata(folder.path("data")).unwrap().blocks()
+            };
+            let full = blocks();
+            assert!(full >= 8 * MIB as u64 / 512, "{options}: {full}");
+            // Not at the borders of clusters, which the neighbours keep.
+            let hole = ByteRange::between(65536 - 512, 7 * MIB as u64 + 512);
+            let opts = ZeroOpts {
+                may_trim: true,
+                fua: false,
+                fast_only: false,
+            };
+            if zero {
+                assert_eq!(writer.zero(hole, opts).unwrap(), nbdserve::Done::Yes);
+            } else {
+                writer.trim(hole, false).unwrap();
+            }
+            // Written again before the flush: the hole does not swallow it.
+            let again = noise(300_000, 2);
+            writer.write_at(&again, MIB as u64 + 100, false).unwrap();
+            writer.flush().unwrap();
+            assert!(blocks() < full / 3, "{options}: {} of {full}", blocks());
+            let (start, end) = (65536 - 512, 7 * MIB + 512);
+            bytes[start..end].fill(0);
+            bytes[MIB + 100..][..again.len()].copy_from_slice(&again);
+            let found = volume.read_vec(0, bytes.len()).unwrap();
+            // What is no whole cluster of a trim may stay.
+            let (from, to) = if zero {
+                (start, end)
+            } else {
+                (start.next_multiple_of(65536), end - 65536)
+            };
+            assert!(found[..start] == bytes[..start], "{options}");
+            assert!(found[from..to] == bytes[from..to], "{options}");
+            assert!(found[end..] == bytes[end..], "{options}");
+            volume.close().unwrap();
+            drop(volume);
+            folder.check("image");
+            assert!(folder.oracle("image", &[])[..found.len()] == found);
+            if options.contains("raw") {
+                let data = std::fs::read(folder.path("data")).unwrap();
+                assert!(data[..found.len()] == found, "{options}");
+            }
+        }
+    }
+}
+
+#[test]
 fn zeroes_take_no_space_and_no_time() {
     let folder = Folder::new();
     folder.disk(4 * MIB, 2);

@@ -5,6 +5,7 @@
 mod damage;
 mod forge;
 mod good;
+mod mirror;
 
 use nbdserve::layer::Args;
 use nbdserve::layer::raid::RAID;

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbdserve::error::escape;
 use nbdserve::secret::{LockedBytes, MOST_BYTES, Question, Secret, Secrets};
@@ -41,6 +41,16 @@ pub struct Keys {
     given: Vec<Mutex<Key>>,
     /// What is shown there is out of the way while a question is.
     terminal: Arc<Terminal>,
+    typed: Mutex<Answers>,
+}
+
+/// What was typed, until a unit is up: where it has to be started twice nobody is asked twice.
+#[derive(Debug, Default)]
+struct Answers {
+    /// The last answer to each question.
+    known: Vec<(String, Secret)>,
+    /// It is given again, once, and nothing more is remembered.
+    repeats: bool,
 }
 
 /// A key that the user gave.
@@ -92,7 +102,25 @@ impl Keys {
         Ok(Self {
             given: given.into_iter().map(Mutex::new).collect(),
             terminal: Arc::clone(terminal),
+            typed: Mutex::default(),
         })
+    }
+
+    /// What was typed is the first answer when it is asked for again: the unit is started once more.
+    pub fn repeat(&self) {
+        self.typed().repeats = true;
+    }
+
+    /// Wipes what was typed; nothing is remembered any more.
+    pub fn forget(&self) {
+        *self.typed() = Answers {
+            known: Vec::new(),
+            repeats: true,
+        };
+    }
+
+    fn typed(&self) -> MutexGuard<'_, Answers> {
+        self.typed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer to a question, unless the other end of `asker` hangs up first.
@@ -135,6 +163,9 @@ impl Keys {
             let text = format!("wrong passphrase for {what}: {TRIES} tries are over");
             return Err(Error::new(Kind::Secret, text));
         }
+        if let (0, Some(secret)) = (*attempt, self.typed().take(what)) {
+            return Ok(secret);
+        }
         let again = match attempt {
             0 => "",
             _ => "loopmount: that passphrase is wrong, try again\n",
@@ -148,7 +179,11 @@ impl Keys {
             })?;
         let none = |text: String| Err(Error::new(Kind::Secret, text));
         match typed {
-            Some(Typed::Line(line)) => Ok(Secret::from(line)),
+            Some(Typed::Line(line)) => {
+                let secret = Secret::from(line);
+                self.typed().note(what, &secret);
+                Ok(secret)
+            }
             Some(Typed::End) => none(format!("no passphrase was given for {what}")),
             Some(Typed::Gone | Typed::Interrupted) => none(format!(
                 "interrupted while asking for the passphrase of {what}"
@@ -158,6 +193,22 @@ impl Keys {
                 format!("{what} is locked, and there is no terminal to ask for its passphrase"),
             )
             .hint("--key-file FILE gives a key; --key-fd N takes a passphrase from descriptor N")),
+        }
+    }
+}
+
+impl Answers {
+    /// The known answer to a question, if it is to be given again.
+    fn take(&mut self, what: &str) -> Option<Secret> {
+        let mut known = self.known.iter();
+        let at = known.position(|(asked, _)| asked == what)?;
+        self.repeats.then(|| self.known.swap_remove(at).1)
+    }
+
+    fn note(&mut self, what: &str, secret: &Secret) {
+        if !self.repeats {
+            self.known.retain(|(asked, _)| asked != what);
+            self.known.push((what.to_owned(), secret.clone()));
         }
     }
 }
@@ -375,6 +426,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_typed_is_given_again_once() {
+        let mut answers = Answers::default();
+        let secret = |text: &str| Secret::new(text.as_bytes().to_vec());
+        answers.note("luks: disk", &secret("wrong"));
+        answers.note("luks: disk", &secret("right"));
+        assert!(answers.take("luks: disk").is_none(), "the first time");
+        answers.repeats = true;
+        answers.note("luks: other", &secret("other"));
+        assert!(answers.take("luks: other").is_none());
+        assert_eq!(answers.take("luks: disk").unwrap().bytes(), b"right");
+        assert!(answers.take("luks: disk").is_none());
+        let keys = keys(&KeyOptions::default());
+        keys.typed().note("luks: disk", &secret("right"));
+        keys.forget();
+        assert!(keys.typed().known.is_empty());
+        assert!(keys.typed().take("luks: disk").is_none());
+    }
+
+    #[test]
     fn each_key_file_is_tried() {
         let (one, two) = (file_of(b"one"), file_of(b"two"));
         let keys = keys(&KeyOptions {
@@ -473,6 +543,7 @@ mod tests {
         let keys = Keys {
             given: vec![Mutex::new(key)],
             terminal: Arc::new(Terminal::new()),
+            typed: Mutex::default(),
         };
         assert_eq!(keys.answer(&question(0)).unwrap().bytes(), b"key");
     }

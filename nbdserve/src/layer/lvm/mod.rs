@@ -252,10 +252,7 @@ impl Groups {
         let map = self.map(group, volume)?;
         let writes = match &volume.read_only {
             None => Writes::Pass,
-            Some(why) => {
-                tracing::debug!("{why}");
-                Writes::Refused
-            }
+            Some(why) => Writes::Refused(Some(why.clone())),
         };
         let name = format!("{NAME}:{}", self.name(group, volume));
         Striped::volume(name, below, vec![map], writes)

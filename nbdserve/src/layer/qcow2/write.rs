@@ -39,8 +39,8 @@ pub(super) struct WriteSide {
     pub(super) grid: Grid,
     pub(super) shape: Shape,
     /// The file that guest clusters are in.
-    data: Volume,
-    cipher: Option<Arc<SectorCipher>>,
+    pub(super) data: Volume,
+    pub(super) cipher: Option<Arc<SectorCipher>>,
     pub(super) version: u32,
     /// Autoclear features, as on disk and as they must be before the first write.
     autoclear: (u64, u64),

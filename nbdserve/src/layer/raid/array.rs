@@ -77,6 +77,12 @@ impl Found {
         })
     }
 
+    /// Whether all members are here and in sync.
+    pub(super) fn is_complete(&self) -> bool {
+        let found = self.in_sync();
+        found.is_ok_and(|found| self.array.places > 0 && self.missing(&found).is_none())
+    }
+
     fn newest(&self) -> Option<&Superblock> {
         let all = self.members.iter().map(|member| &member.superblock);
         all.max_by_key(|superblock| superblock.events)
@@ -109,8 +115,8 @@ impl Found {
         }
     }
 
-    /// The members that are in sync, the newest first, by place.
-    fn in_sync(&self) -> Result<Vec<(u32, &Member)>> {
+    /// The members that are in sync, by place.
+    pub(super) fn in_sync(&self) -> Result<Vec<(u32, &Member)>> {
         let mut found: Vec<(u32, &Member)> = Vec::new();
         for member in &self.members {
             let State::InSync(place) = self.state(&member.superblock) else {
@@ -146,7 +152,7 @@ impl Found {
     }
 
     /// `place 1 of 2`
-    fn missing(&self, found: &[(u32, &Member)]) -> Option<String> {
+    pub(super) fn missing(&self, found: &[(u32, &Member)]) -> Option<String> {
         let places = self.array.places;
         let missing: Vec<String> = (0..places)
             .filter(|place| found.iter().all(|(taken, _)| taken != place))
@@ -216,7 +222,7 @@ impl Found {
     }
 
     /// The data of a member, in the volume: where it begins and how much it is, in whole chunks.
-    fn data(&self, member: &Member, chunk: u64) -> Result<(u64, u64)> {
+    pub(super) fn data(&self, member: &Member, chunk: u64) -> Result<(u64, u64)> {
         let (start, sectors) = member.superblock.data;
         let bytes = |sectors: u64| sectors.checked_mul(SECTOR);
         let begin = bytes(start).and_then(|start| member.part.range.start().checked_add(start));

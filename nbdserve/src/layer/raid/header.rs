@@ -132,8 +132,8 @@ pub(crate) struct Superblock {
     pub(crate) clean: bool,
     /// The member is being filled.
     pub(crate) recovering: bool,
-    /// The array keeps a bitmap of writes.
-    pub(crate) bitmap: bool,
+    /// Where the bitmap of writes is, in bytes from the superblock on.
+    pub(crate) bitmap: Option<i64>,
     /// Where the list of bad blocks is: bytes from the superblock on, and sectors.
     pub(crate) bad_blocks: Option<(i64, u64)>,
     /// Why the array cannot be opened.
@@ -320,7 +320,13 @@ fn new(bytes: &[u8], version: Version, at: u64, size: u64) -> Result<Superblock>
         events: long(200)?,
         clean: long(208)? == u64::MAX,
         recovering: features & feature::RECOVERY_OFFSET != 0,
-        bitmap: features & feature::BITMAP != 0,
+        bitmap: match features & feature::BITMAP {
+            0 => None,
+            _ => {
+                let offset = i32::from_le_bytes(array(bytes, 96).ok_or_else(cut)?);
+                Some(i64::from(offset).saturating_mul(512))
+            }
+        },
         bad_blocks,
         problem,
     })
@@ -390,7 +396,8 @@ fn old(bytes: &[u8], at: u64) -> Result<Superblock> {
         events,
         clean: state & 1 != 0,
         recovering: false,
-        bitmap: state & 0x100 != 0,
+        // Behind the superblock.
+        bitmap: (state & 0x100 != 0).then_some(4096),
         bad_blocks: None,
         problem,
     })

@@ -1,14 +1,18 @@
 //! Arrays of Linux MD (mdadm): RAID 0, RAID 1 and linear, when all members are in one image.
 //!
 //! `header.rs` has the superblocks, `array.rs` puts them together; both are pure. `read.rs` finds them
-//! on a volume. Reads and writes go to where the bytes lie (`../striped.rs`).
+//! on a volume. Reads and writes go to where the bytes lie (`../striped.rs`). `mirror.rs` marks the
+//! superblocks of a mirror that is written; what becomes of them is in `mark.rs`, which is pure.
 
 pub(crate) mod array;
 pub(crate) mod header;
+mod mark;
+mod mirror;
 pub(crate) mod read;
 
 use array::{Found, Layout, State};
 use header::{Version, grouped, level_name};
+use mirror::Mirror;
 use read::{Arrays, Depth};
 
 use super::striped::{Striped, Writes};
@@ -194,8 +198,12 @@ impl Found {
         let maps = self.maps(layout, degraded)?;
         let name = format!("{NAME}:{}", grouped(&self.array.id));
         let writes = match self.array.level {
-            // The members of a mirror would have to be marked, for a crash between two writes.
-            1 => Writes::Refused,
+            // What cannot be written below needs no marks.
+            1 if below.writer().is_none() => Writes::Refused(None),
+            1 => match Mirror::new(below, self)? {
+                Ok(mirror) => Writes::Kept(Box::new(mirror)),
+                Err(why) => Writes::Refused(Some(why)),
+            },
             _ => Writes::Pass,
         };
         Striped::volume(name, below, maps, writes)

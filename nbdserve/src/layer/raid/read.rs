@@ -18,7 +18,11 @@ pub(crate) enum Depth {
     /// In partitions that are said to be members, or begin with the same bytes as another: copies of
     /// one file system.
     Cheap,
-    /// Everywhere.
+    /// In all partitions: reading there costs next to nothing. What nothing else speaks for counts where
+    /// it makes an array complete, and else for what it begins with: the superblock may be left from
+    /// former times.
+    Ends,
+    /// Everywhere, and all of them count.
     Full,
 }
 
@@ -50,12 +54,21 @@ impl Arrays {
             let head = below.read_vec(part.range.start(), head_len(&part))?;
             parts.push((part, head));
         }
+        // What the table, or another partition, speaks for; and what has but its own superblock.
+        let mut lone: Vec<Member> = Vec::new();
         for (part, head) in &parts {
             let alike = parts.iter().filter(|(_, other)| other == head).count();
             let copied = alike > 1 && !is_zero(head);
             let at_end = depth == Depth::Full || part.is_raid || copied;
-            members.extend(found.member(below, part, head, at_end, &mut damage)?);
+            match found.member(below, part, head, at_end, &mut damage)? {
+                Some(member) => members.push(member),
+                None if depth == Depth::Ends && !at_end => {
+                    lone.extend(at_end_of(below, part, head)?);
+                }
+                None => {}
+            }
         }
+        found.add_lone(&mut members, lone);
         if members.is_empty() && damage.is_none() {
             let part = parts::whole(below);
             let head = below.read_vec(0, head_len(&part))?;
@@ -75,6 +88,28 @@ impl Arrays {
         }
         found.arrays = groups.into_iter().filter_map(Found::new).collect();
         Ok((found, damage))
+    }
+
+    /// Adds those of `lone` that belong to an array of `members`, or are all of an array. The others
+    /// are notes.
+    fn add_lone(&mut self, members: &mut Vec<Member>, lone: Vec<Member>) {
+        let id = |member: &Member| member.superblock.array.id.clone();
+        let known: Vec<String> = members.iter().map(id).collect();
+        for member in &lone {
+            let same = lone.iter().filter(|other| id(other) == id(member));
+            let array = Found::new(same.cloned().collect());
+            if known.contains(&id(member)) || array.is_some_and(|array| array.is_complete()) {
+                members.push(member.clone());
+                continue;
+            }
+            let (part, array) = (&member.part, &member.superblock.array);
+            self.notes.push(format!(
+                "{part} ends with a superblock {} of {}, of which not all is here: it is taken for what it begins with",
+                array.version.name(),
+                array.title()
+            ));
+        }
+        members.sort_by_key(|member| member.part.range.start());
     }
 
     /// The member that `part` is, which begins with `head`.
@@ -108,6 +143,31 @@ impl Arrays {
         }
         Ok(None)
     }
+}
+
+/// The member that `part` is by a sound superblock at its end.
+fn at_end_of(below: &Volume, part: &Part, head: &[u8]) -> Result<Option<Member>> {
+    for version in Version::ALL
+        .into_iter()
+        .filter(|version| version.is_at_end())
+    {
+        match read(below, part, head, version) {
+            Ok(None) => {}
+            Ok(Some((superblock, bad_blocks))) => {
+                return Ok(Some(Member {
+                    part: part.clone(),
+                    superblock,
+                    bad_blocks,
+                }));
+            }
+            // Nothing else says that there should be one.
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
+                tracing::debug!("{part}: {error}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// The superblocks at the start are in the first bytes.
