@@ -22,7 +22,7 @@ use nbdserve::prefetch::Prefetch;
 use nbdserve::references::References;
 use nbdserve::secret::{Remembered, Secrets};
 use nbdserve::source::OpenMode;
-use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
+use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, foresight, server};
 
 use super::channel::Channel;
 use super::events::{self, FOREVER};
@@ -117,6 +117,7 @@ impl Server {
         let backing = (!request.has_writable_device())
             .then(|| image.regular_file())
             .flatten();
+        let is_far = image.is_far();
         let mut resolved = open(&request, image, cx.clone())?;
         let replay = plain::needs_replay(&request, &resolved);
         if replay {
@@ -142,10 +143,16 @@ impl Server {
         let Some((ToServer::Attach(means), sockets)) = self.next_order()? else {
             return Ok(());
         };
+        // A file is read by who knows what.
+        let is_mounted = !matches!(means, Means::File(_));
+        let prefetched = resolved.volume.clone();
+        if is_far && is_mounted {
+            resolved.volume = foresight::watch(&resolved.volume);
+        }
         let shown = self.show(&request, &resolved, means, sockets, backing, &observer)?;
         self.say(&FromServer::Attached)?;
         if let Some(prefetch) = prefetch {
-            start_prefetch(prefetch, &resolved.volume, &cx)?;
+            start_prefetch(prefetch, &prefetched, &cx)?;
         }
         self.wait_for_the_end();
 
