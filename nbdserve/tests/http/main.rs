@@ -13,6 +13,7 @@ mod qcow2;
 mod reading;
 mod redirects;
 mod server;
+mod sets;
 mod split;
 mod tls;
 

@@ -35,13 +35,23 @@ impl Asked {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// First and last byte of `Range`.
+    /// First and last byte of `Range`, when it is one.
     pub(crate) fn range(&self) -> Option<(usize, usize)> {
-        let (first, last) = self
-            .header("range")?
-            .strip_prefix("bytes=")?
-            .split_once('-')?;
-        Some((first.parse().ok()?, last.parse().ok()?))
+        match self.all_ranges().as_slice() {
+            [range] => Some(*range),
+            _ => None,
+        }
+    }
+
+    /// First and last byte of each part of `Range`.
+    pub(crate) fn all_ranges(&self) -> Vec<(usize, usize)> {
+        let field = self.header("range").unwrap_or_default();
+        let ranges = field.strip_prefix("bytes=").unwrap_or_default().split(',');
+        let parse = |range: &str| {
+            let (first, last) = range.split_once('-')?;
+            Some((first.parse().ok()?, last.parse().ok()?))
+        };
+        ranges.filter_map(parse).collect()
     }
 }
 
@@ -113,6 +123,8 @@ impl Reply {
     }
 }
 
+const BOUNDARY: &str = "00000000000000000017";
+
 /// A file on the server.
 #[derive(Clone, Debug)]
 pub(crate) struct File {
@@ -149,7 +161,9 @@ impl File {
     /// The answer of a server that knows ranges and no preconditions.
     pub(crate) fn ranges(&self, asked: &Asked) -> Reply {
         let size = self.bytes.len();
+        let ranges = asked.all_ranges();
         let reply = match asked.range() {
+            None if ranges.len() > 1 => return self.parts(&ranges),
             None => Reply::status(200).body(&self.bytes),
             Some((first, _)) if first >= size => {
                 Reply::status(416).with("content-range", &format!("bytes */{size}"))
@@ -162,6 +176,25 @@ impl File {
             }
         };
         self.validated(reply)
+    }
+
+    /// These parts, first and last byte each, as nginx sends them.
+    pub(crate) fn parts(&self, ranges: &[(usize, usize)]) -> Reply {
+        let size = self.bytes.len();
+        let mut body = Vec::new();
+        for (first, last) in ranges {
+            let last = (*last).min(size - 1);
+            let head = format!(
+                "\r\n--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\n\
+                 Content-Range: bytes {first}-{last}/{size}\r\n\r\n"
+            );
+            body.extend(head.bytes());
+            body.extend(&self.bytes[*first..=last]);
+        }
+        body.extend(format!("\r\n--{BOUNDARY}--\r\n").bytes());
+        let media_type = format!("multipart/byteranges; boundary={BOUNDARY}");
+        let reply = Reply::status(206).body(&body);
+        self.validated(reply.with("content-type", &media_type))
     }
 
     /// The answer of a server that knows no ranges.

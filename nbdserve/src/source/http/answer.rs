@@ -10,6 +10,7 @@ use reqwest::{StatusCode, Version};
 use super::address::Address;
 use super::failure::Failure;
 use super::headers::{ContentRange, Same, Validator, retry_after};
+use super::multipart;
 use crate::{ByteRange, Error, Kind};
 
 /// The version of the file that was opened.
@@ -19,6 +20,17 @@ pub(super) struct Source {
     pub(super) size: u64,
     /// What every further answer is compared with.
     pub(super) validator: Validator,
+}
+
+/// What an answer to a request for several ranges holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SetContent {
+    /// One range, which may be some of them or hold all of them.
+    One(ByteRange),
+    /// Parts with this delimiter.
+    Several(Vec<u8>),
+    /// Nothing that may be used, for this reason: the server does not answer such requests.
+    Useless(String),
 }
 
 /// The head of an answer, and who gave it.
@@ -105,15 +117,7 @@ impl Head<'_> {
                 );
                 Err(Failure::Final(Error::new(Kind::Io, what)))
             }
-            StatusCode::PRECONDITION_FAILED => {
-                let what = format!(
-                    "{} is no longer the file with {}: the server answers {}",
-                    self.from,
-                    source.validator.describe(),
-                    self.status
-                );
-                Err(changed(what))
-            }
+            StatusCode::PRECONDITION_FAILED => Err(self.precondition_failed(source)),
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 self.same_length(self.total(), source)?;
                 let what = format!(
@@ -123,6 +127,58 @@ impl Head<'_> {
                 Err(Failure::transient(Error::new(Kind::Io, what)))
             }
             _ => Err(self.refused()),
+        }
+    }
+
+    /// What the body of the answer to a request for several ranges holds, of the version that
+    /// `source` describes. One of more than `most` bytes is not read.
+    pub(super) fn set(&self, most: u64, source: &Source) -> Result<SetContent, Failure> {
+        let useless = |why: String| Ok(SetContent::Useless(why));
+        let one = |range: ByteRange| {
+            if range.len() > most {
+                return useless(format!("it sends {range}"));
+            }
+            Ok(SetContent::One(range))
+        };
+        match self.status {
+            StatusCode::PARTIAL_CONTENT => {
+                self.not_encoded()?;
+                self.same_version(source)?;
+                let media_type = self.headers.get(CONTENT_TYPE);
+                let media_type = media_type.and_then(|value| value.to_str().ok());
+                if let Some(boundary) = media_type.and_then(multipart::boundary) {
+                    if self.length().is_some_and(|len| len > most) {
+                        return useless(format!("it sends {}", self.length_text()));
+                    }
+                    return Ok(SetContent::Several(boundary));
+                }
+                let Some(ContentRange {
+                    range: Some(range),
+                    total,
+                }) = ContentRange::of(self.headers)
+                else {
+                    return useless("it sends parts without their places".to_owned());
+                };
+                self.same_length(total, source)?;
+                one(range)
+            }
+            StatusCode::OK => {
+                self.plain_bytes()?;
+                self.same_version(source)?;
+                if self.length() != Some(source.size) {
+                    return useless(format!("it sends all of it ({})", self.length_text()));
+                }
+                one(ByteRange::between(0, source.size))
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                self.same_length(self.total(), source)?;
+                useless(self.status.to_string())
+            }
+            StatusCode::PRECONDITION_FAILED => Err(self.precondition_failed(source)),
+            _ => match self.refused() {
+                Failure::Final(_) => useless(self.status.to_string()),
+                failure => Err(failure),
+            },
         }
     }
 
@@ -201,6 +257,15 @@ impl Head<'_> {
             .ok_or_else(|| Failure::Final(self.wrong_range(asked)))
     }
 
+    fn precondition_failed(&self, source: &Source) -> Failure {
+        changed(format!(
+            "{} is no longer the file with {}: the server answers {}",
+            self.from,
+            source.validator.describe(),
+            self.status
+        ))
+    }
+
     fn wrong_range(&self, asked: ByteRange) -> Error {
         let what = match ContentRange::of(self.headers) {
             Some(ContentRange {
@@ -238,13 +303,7 @@ impl Head<'_> {
     }
 
     fn same_length(&self, total: Option<u64>, source: &Source) -> Result<(), Failure> {
-        match total {
-            Some(total) if total != source.size => Err(changed(format!(
-                "{} has changed while it was read: it had {} bytes, now it has {total}",
-                self.from, source.size
-            ))),
-            _ => Ok(()),
-        }
+        same_length(self.from, total, source.size)
     }
 
     /// Neither encoded nor a page for a browser.
@@ -297,6 +356,16 @@ impl Head<'_> {
     fn length_text(&self) -> String {
         self.length()
             .map_or("of unknown length".to_owned(), |len| format!("{len} bytes"))
+    }
+}
+
+/// Whether a file of `size` bytes can be meant by a range of one of `total`.
+pub(super) fn same_length(from: &Address, total: Option<u64>, size: u64) -> Result<(), Failure> {
+    match total {
+        Some(total) if total != size => Err(changed(format!(
+            "{from} has changed while it was read: it had {size} bytes, now it has {total}"
+        ))),
+        _ => Ok(()),
     }
 }
 

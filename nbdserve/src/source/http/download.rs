@@ -87,7 +87,7 @@ impl Download<'_> {
     async fn attempt(&mut self, patience: &mut Patience) -> Result<(), Failure> {
         let missing = self.missing();
         let ask = Ask {
-            range: missing,
+            ranges: missing.as_slice(),
             // Who begins again may take another version.
             validator: missing
                 .and(self.source.as_ref())

@@ -9,26 +9,75 @@ use super::remote::Body;
 use super::store::{CHUNK, Memory, PAGE, copy_in};
 use crate::{ByteRange, Error, Kind};
 
-/// Fetches `range` into `memories`, the chunks it touches, and tells the engine how far it is and
-/// how it ended. `body` is the answer that was already received, if any.
-pub(super) async fn run(
-    engine: Arc<Engine>,
-    id: u64,
+/// Where the bytes of a flight go, and how many have arrived.
+#[derive(Debug)]
+pub(super) struct Landing {
+    /// The flight.
+    pub(super) id: u64,
     range: ByteRange,
+    /// The chunks that `range` touches.
     memories: Vec<Memory>,
-    mut body: Option<Body>,
-) {
+    /// One past the last byte that has arrived.
+    at: u64,
+}
+
+impl Landing {
+    /// Nothing of `range` has arrived.
+    pub(super) fn new(id: u64, range: ByteRange, memories: Vec<Memory>) -> Self {
+        let at = range.start();
+        Self {
+            id,
+            range,
+            memories,
+            at,
+        }
+    }
+
+    /// What has not arrived.
+    pub(super) fn missing(&self) -> ByteRange {
+        ByteRange::between(self.at, self.range.end())
+    }
+
+    /// Stores `bytes`, which continue what has arrived and do not exceed it, and tells `engine`.
+    ///
+    /// True when there is progress, which only a whole page is: else a server that sends a byte now
+    /// and then would be waited for without end.
+    pub(super) fn store(&mut self, engine: &Engine, bytes: &[u8]) -> bool {
+        let from = self.at;
+        copy_in(&self.memories, self.range.start() / CHUNK, from, bytes);
+        self.at = from.saturating_add(bytes.len() as u64);
+        engine.arrived(self.id, from, self.at);
+        from / PAGE < self.at / PAGE || self.at == self.range.end()
+    }
+}
+
+/// Takes note that bytes have arrived at `at`.
+///
+/// # Errors
+/// When there was no progress for too long.
+pub(super) fn judge(patience: &mut Patience, progress: bool, at: u64) -> Result<(), Failure> {
+    if progress {
+        patience.progressed();
+    } else if patience.is_over() {
+        let what = format!("bytes trickle in too slowly at {at}");
+        let error = Error::new(Kind::TimedOut, what);
+        return Err(Failure::Final(patience.give_up(error, None)));
+    }
+    Ok(())
+}
+
+/// Fetches all that is missing and tells the engine how far it is and how it ended. `body` is the
+/// answer that was already received, if any.
+pub(super) async fn run(engine: Arc<Engine>, landing: Landing, mut body: Option<Body>) {
+    let id = landing.id;
     let mut fetch = Fetch {
         patience: engine.remote.patience(),
         engine: &engine,
-        id,
-        range,
-        memories: &memories,
-        at: range.start(),
+        landing,
     };
     let result = loop {
         let failure = match fetch.attempt(body.take()).await {
-            Ok(()) if fetch.at == range.end() => break Ok(()),
+            Ok(()) if fetch.landing.missing().is_empty() => break Ok(()),
             // The server sent less than it was asked for, as it may.
             Ok(()) => continue,
             Err(failure) => failure,
@@ -55,12 +104,8 @@ pub(super) async fn run(
 
 struct Fetch<'a> {
     engine: &'a Arc<Engine>,
-    id: u64,
-    range: ByteRange,
-    memories: &'a [Memory],
+    landing: Landing,
     patience: Patience,
-    /// One past the last byte that has arrived.
-    at: u64,
 }
 
 impl Fetch<'_> {
@@ -69,27 +114,26 @@ impl Fetch<'_> {
         let remote = &self.engine.remote;
         let mut body = match body {
             Some(body) => body,
-            None => {
-                let missing = ByteRange::between(self.at, self.range.end());
-                remote.get(missing, &self.patience).await?
-            }
+            None => remote.get(self.landing.missing(), &self.patience).await?,
         };
         let end = body.range.end();
-        while self.at < end {
+        while self.landing.at < end {
             match remote.next(&mut body, &self.patience).await? {
                 Some(bytes) => self.take(bytes.as_ref(), end)?,
                 None => {
-                    let what = format!("the answer for {} ended at {}", body.range, self.at);
+                    let what =
+                        format!("the answer for {} ended at {}", body.range, self.landing.at);
                     return Err(Failure::transient(Error::new(Kind::Io, what)));
                 }
             }
         }
-        if self.at < self.range.end() && body.range.len() < PAGE && !body.ends_part {
+        let missing = self.landing.missing();
+        if !missing.is_empty() && body.range.len() < PAGE && !body.ends_part {
             // It may send less than it was asked for, but this would never end.
             let what = format!(
                 "only {} are sent, asked for all up to {}",
                 body.range,
-                self.range.end()
+                missing.end()
             );
             return Err(Failure::transient(Error::new(Kind::Io, what)));
         }
@@ -97,23 +141,11 @@ impl Fetch<'_> {
     }
 
     /// Stores what has arrived. What exceeds the answer's own range is left alone.
-    ///
-    /// Only a whole page is progress: else a server that sends a byte now and then would be
-    /// waited for without end.
     fn take(&mut self, bytes: &[u8], end: u64) -> Result<(), Failure> {
-        let room = usize::try_from(end - self.at).unwrap_or(usize::MAX);
-        let bytes = &bytes[..bytes.len().min(room)];
-        let from = self.at;
-        copy_in(self.memories, self.range.start() / CHUNK, from, bytes);
-        self.at = from + bytes.len() as u64;
-        self.engine.arrived(self.id, from, self.at);
-        if from / PAGE < self.at / PAGE || self.at == self.range.end() {
-            self.patience.progressed();
-        } else if self.patience.is_over() {
-            let what = format!("bytes trickle in too slowly at {}", self.at);
-            let error = Error::new(Kind::TimedOut, what);
-            return Err(Failure::Final(self.patience.give_up(error, None)));
-        }
-        Ok(())
+        let room = usize::try_from(end - self.landing.at).unwrap_or(usize::MAX);
+        let progress = self
+            .landing
+            .store(self.engine, &bytes[..bytes.len().min(room)]);
+        judge(&mut self.patience, progress, self.landing.at)
     }
 }

@@ -30,7 +30,8 @@ impl ContentRange {
         Self::parse(text)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// As [`Self::of`], for the value of the field.
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (unit, rest) = text.trim().split_once(' ')?;
         if !unit.eq_ignore_ascii_case("bytes") {
             return None;

@@ -5,15 +5,18 @@
 //!                         |  streams: how much to ask for       store: pages in memory
 //!                         |                                     disk: pages kept on disk
 //!  tokio, one thread  -> fetch: one range, resumed when it breaks off
+//!                        sets: several ranges with one request, as far as the server does that
 //!                          -> remote: the redirect's target, and is it still the same file?
 //!                               -> transport: one request, credentials, TLS
 //!                                    -> answer, headers: may these bytes be used? (pure)
+//!                                       multipart: bodies of several parts (pure)
 //! ```
 //!
 //! What must hold: a byte that is in memory or on its way is not asked for again, a byte of
 //! another version of the file is never returned, and credentials go to nobody but the host that
 //! the user named.
 
+mod ability;
 mod address;
 mod answer;
 mod credentials;
@@ -23,12 +26,14 @@ mod engine;
 mod failure;
 mod fetch;
 mod headers;
+pub(crate) mod multipart;
 mod netrc;
 mod options;
 mod parts;
 mod patience;
 mod remote;
 mod runtime;
+mod sets;
 mod store;
 mod streams;
 mod tls;
@@ -231,7 +236,11 @@ impl Device for Http {
     }
 
     fn will_need(&self, range: ByteRange) {
-        self.engine.hint(range);
+        self.engine.hint(&[range]);
+    }
+
+    fn will_need_parts(&self, ranges: &[ByteRange]) {
+        self.engine.hint(ranges);
     }
 
     fn source_identity(&self) -> Option<String> {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::ability::Ability;
 use super::address::Address;
 use super::failure::{Failure, Phase};
 use super::patience::Patience;
-use super::remote::{Body, Remote};
+use super::remote::{Body, Remote, SetBody, SetParts};
 use super::store::PAGE;
 use super::transport::{Ask, Transport, head};
 use super::{HttpIdentity, HttpStats};
@@ -94,6 +95,60 @@ impl Remotes {
             part.start.saturating_add(body.range.end()),
         );
         Ok(body)
+    }
+
+    /// Sorts `ranges` by the file they lie in, those of each file in their order; one that lies in
+    /// several is by itself.
+    pub(super) fn by_file(&self, ranges: &[ByteRange]) -> Vec<Vec<ByteRange>> {
+        let mut sets: Vec<(Option<usize>, Vec<ByteRange>)> = Vec::new();
+        for range in ranges {
+            let file = self.file_of(*range);
+            match sets.last_mut() {
+                Some((other, set)) if file.is_some() && file == *other => set.push(*range),
+                _ => sets.push((file, vec![*range])),
+            }
+        }
+        sets.into_iter().map(|(_, set)| set).collect()
+    }
+
+    /// The file that all of `range` lies in.
+    fn file_of(&self, range: ByteRange) -> Option<usize> {
+        let after = self
+            .parts
+            .partition_point(|part| part.start <= range.start());
+        let at = after.checked_sub(1)?;
+        let part = self.parts.get(at)?;
+        let end = part.start.saturating_add(part.remote.size());
+        (range.end() <= end).then_some(at)
+    }
+
+    /// As [`Remote::get_set`]; `ranges` lie in one file.
+    pub(super) async fn get_set(
+        &self,
+        ranges: &[ByteRange],
+        patience: &Patience,
+    ) -> Result<Option<(SetBody, SetParts)>, Failure> {
+        let file = ranges.first().and_then(|first| self.file_of(*first));
+        let Some(part) = file.and_then(|at| self.parts.get(at)) else {
+            return Ok(None);
+        };
+        let inner = ranges.iter().map(|range| {
+            ByteRange::between(
+                range.start().saturating_sub(part.start),
+                range.end().saturating_sub(part.start),
+            )
+        });
+        let inner: Vec<_> = inner.collect();
+        let answer = part.remote.get_set(&inner, patience).await?;
+        Ok(answer.map(|(mut body, content)| {
+            body.start = part.start;
+            (body, content)
+        }))
+    }
+
+    /// What is known of the server's answers to requests for several ranges.
+    pub(super) fn sets(&self) -> &Ability {
+        self.first().sets()
     }
 
     /// As [`Remote::next`].
@@ -192,7 +247,7 @@ fn is_there(transport: Arc<Transport>, address: Address) -> Asking<Address> {
     Box::pin(async move {
         let patience = Patience::new(transport.limit);
         let ask = Ask {
-            range: Some(ByteRange::between(0, 1)),
+            ranges: &[ByteRange::between(0, 1)],
             validator: None,
             phase: Phase::Reading,
             stall: patience.stall(),

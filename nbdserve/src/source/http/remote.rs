@@ -4,13 +4,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::Response;
 
+use super::ability::Ability;
 use super::address::Address;
-use super::answer::Source;
+use super::answer::{SetContent, Source};
 use super::failure::{Failure, Phase};
+use super::multipart::Multipart;
 use super::patience::Patience;
 use super::transport::{Ask, Transport, head};
 use super::{HttpIdentity, HttpStats};
 use crate::ByteRange;
+
+impl Body {
+    /// Who sends it.
+    pub(super) fn from(&self) -> &Address {
+        &self.from
+    }
+}
 
 /// A file that was found, and where.
 #[derive(Debug)]
@@ -43,6 +52,35 @@ pub(super) struct Body {
     pub(super) ends_part: bool,
 }
 
+/// An answer to a request for several ranges.
+#[derive(Debug)]
+pub(super) struct SetBody {
+    pub(super) body: Body,
+    /// Where the file begins in what it is a part of.
+    pub(super) start: u64,
+    /// A body that is longer is not what was asked for.
+    pub(super) most: u64,
+    /// Bytes of the file.
+    pub(super) size: u64,
+}
+
+/// How the ranges are sent.
+#[derive(Debug)]
+pub(super) enum SetParts {
+    /// As one range.
+    One(ByteRange),
+    /// As parts, each with its place.
+    Several(Multipart),
+}
+
+/// The longest body that is taken for `ranges`: they, their headers, and gaps that were not worth
+/// leaving out.
+fn set_limit(ranges: &[ByteRange]) -> u64 {
+    let bytes: u64 = ranges.iter().map(|range| range.len()).sum();
+    let parts = ranges.len() as u64;
+    bytes.saturating_mul(2).saturating_add((parts + 1) * 1024)
+}
+
 impl Remote {
     /// Asks for `range` (from 0 on), and learns from the answer where the file is, how long it
     /// is, which version it has and whether parts of it can be had.
@@ -61,7 +99,7 @@ impl Remote {
         let mut patience = Patience::new(transport.limit);
         loop {
             let ask = Ask {
-                range: Some(range),
+                ranges: &[range],
                 validator: None,
                 phase: Phase::Opening,
                 stall: patience.stall(),
@@ -138,13 +176,14 @@ impl Remote {
     ) -> Result<Body, Failure> {
         let response = self
             .transport
-            .send(address, self.ask(range, patience))
+            .send(address, self.ask(&[range], patience))
             .await?;
         self.checked(address.clone(), response, range)
     }
 
     async fn resolve(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
-        let ask = self.ask(range, patience);
+        let ranges = [range];
+        let ask = self.ask(&ranges, patience);
         let (address, response) = self.transport.follow(&self.original, ask).await?;
         let body = self.checked(address.clone(), response, range)?;
         let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,13 +207,57 @@ impl Remote {
         })
     }
 
-    fn ask(&self, range: ByteRange, patience: &Patience) -> Ask<'_> {
+    fn ask<'a>(&'a self, ranges: &'a [ByteRange], patience: &Patience) -> Ask<'a> {
         Ask {
-            range: Some(range),
+            ranges,
             validator: Some(&self.source.validator),
             phase: Phase::Reading,
             stall: patience.stall(),
         }
+    }
+
+    /// Asks for several ranges at once, of the version that was opened. `None` when that is not
+    /// how this server answers: they can be had one by one.
+    ///
+    /// # Errors
+    /// As [`Self::get`], except that redirects are not followed anew.
+    pub(super) async fn get_set(
+        &self,
+        ranges: &[ByteRange],
+        patience: &Patience,
+    ) -> Result<Option<(SetBody, SetParts)>, Failure> {
+        let from = self.target().address;
+        let ask = self.ask(ranges, patience);
+        let response = self.transport.send(&from, ask).await?;
+        let most = set_limit(ranges);
+        let content = match head(&from, &response).set(most, &self.source)? {
+            SetContent::Useless(why) => {
+                tracing::info!("{from}: ranges are asked for one by one from now on: {why}");
+                self.transport.sets.missing();
+                // Whatever else it sends is not waited for.
+                return Ok(None);
+            }
+            SetContent::One(range) => SetParts::One(range),
+            SetContent::Several(boundary) => SetParts::Several(Multipart::new(boundary)),
+        };
+        let body = Body {
+            from,
+            response,
+            range: ByteRange::between(0, 0),
+            ends_part: false,
+        };
+        let body = SetBody {
+            body,
+            start: 0,
+            most,
+            size: self.source.size,
+        };
+        Ok(Some((body, content)))
+    }
+
+    /// What is known of its answers to requests for several ranges.
+    pub(super) fn sets(&self) -> &Ability {
+        &self.transport.sets
     }
 
     /// The next bytes of a body, `None` at its end. A body that is cut short is an error there.

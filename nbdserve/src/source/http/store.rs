@@ -1,6 +1,6 @@
 //! Fetched bytes in memory, under a budget.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -85,22 +85,20 @@ impl Store {
         mask(index, range) & !present
     }
 
-    /// Takes memory for all of `range`, at the cost of chunks that are not `busy`: of those, the
+    /// Takes memory for all of `ranges`, at the cost of chunks that are not `busy`: of those, the
     /// one that was used least recently; but what nobody has read yet was fetched for a reason,
     /// and counts as younger by half of the store. `None` when all others are busy, unless
     /// `forced` to exceed the budget.
     pub(super) fn reserve(
         &mut self,
-        range: ByteRange,
+        ranges: &[ByteRange],
         busy: impl Fn(u64) -> bool,
         forced: bool,
-    ) -> Option<Vec<Memory>> {
-        let indices = chunks(range);
+    ) -> Option<Vec<Vec<Memory>>> {
+        let indices: BTreeSet<u64> = ranges.iter().copied().flat_map(chunks).collect();
         let mine = |index: &u64| indices.contains(index);
-        let new = indices
-            .clone()
-            .filter(|index| !self.chunks.contains_key(index))
-            .count();
+        let new = indices.iter();
+        let new = new.filter(|index| !self.chunks.contains_key(index)).count();
         let mut free: Vec<_> = self
             .chunks
             .iter()
@@ -119,7 +117,8 @@ impl Store {
         for (_, index) in free.into_iter().take(excess) {
             self.chunks.remove(&index);
         }
-        Some(indices.map(|index| self.take(index)).collect())
+        let mut take = |range: &ByteRange| chunks(*range).map(|index| self.take(index)).collect();
+        Some(ranges.iter().map(&mut take).collect())
     }
 
     fn take(&mut self, index: u64) -> Memory {
@@ -219,14 +218,14 @@ mod tests {
         let idle = |_| false;
         for index in 0..4 {
             let all = range(index * CHUNK, (index + 1) * CHUNK);
-            assert!(store.reserve(all, idle, false).is_some());
+            assert!(store.reserve(&[all], idle, false).is_some());
             store.fill(all);
             assert!(store.read(all).is_some());
         }
         assert!(store.read(range(0, 1)).is_some());
         assert!(
             store
-                .reserve(range(9 * CHUNK, 10 * CHUNK), idle, false)
+                .reserve(&[range(9 * CHUNK, 10 * CHUNK)], idle, false)
                 .is_some()
         );
         assert_eq!(store.taken(), 4 * CHUNK);
@@ -240,16 +239,16 @@ mod tests {
         let mut store = Store::new(100 * CHUNK, 4 * CHUNK);
         assert!(
             store
-                .reserve(range(0, 3 * CHUNK), |_| false, false)
+                .reserve(&[range(0, 3 * CHUNK)], |_| false, false)
                 .is_some()
         );
         let two = range(8 * CHUNK, 10 * CHUNK);
-        assert!(store.reserve(two, |_| true, false).is_none());
-        assert!(store.reserve(two, |index| index > 0, false).is_some());
+        assert!(store.reserve(&[two], |_| true, false).is_none());
+        assert!(store.reserve(&[two], |index| index > 0, false).is_some());
         assert_eq!(store.taken(), 4 * CHUNK);
         assert!(
             store
-                .reserve(range(20 * CHUNK, 21 * CHUNK), |_| true, true)
+                .reserve(&[range(20 * CHUNK, 21 * CHUNK)], |_| true, true)
                 .is_some()
         );
     }
@@ -259,14 +258,14 @@ mod tests {
         let mut store = Store::new(100 * CHUNK, 4 * CHUNK);
         for index in 0..4 {
             let all = range(index * CHUNK, (index + 1) * CHUNK);
-            store.reserve(all, |_| false, false).unwrap();
+            store.reserve(&[all], |_| false, false).unwrap();
             store.fill(all);
             if index == 1 {
                 assert!(store.read(all).is_some());
             }
         }
         store
-            .reserve(range(9 * CHUNK, 10 * CHUNK), |_| false, false)
+            .reserve(&[range(9 * CHUNK, 10 * CHUNK)], |_| false, false)
             .unwrap();
         assert_eq!(store.missing(0, range(0, CHUNK)), 0);
         assert_eq!(store.missing(1, range(CHUNK, 2 * CHUNK)), u64::MAX);
@@ -277,7 +276,7 @@ mod tests {
         let mut store = Store::new(3 * CHUNK - 5, 4 * CHUNK);
         let all = store.pages(range(1, 3 * CHUNK - 5));
         assert_eq!(all, range(0, 3 * CHUNK - 5));
-        let memories = store.reserve(all, |_| false, false).unwrap();
+        let memories = store.reserve(&[all], |_| false, false).unwrap().remove(0);
         let bytes: Vec<u8> = (0..all.len()).map(|at| (at / 7) as u8).collect();
         copy_in(&memories, 0, 0, &bytes[..100]);
         copy_in(&memories, 0, 100, &bytes[100..]);

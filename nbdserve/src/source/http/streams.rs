@@ -18,7 +18,7 @@ const SLACK: u64 = 256 << 10;
 /// A stream that had none of this many last reads is taken to have ended.
 const LIVELY: u64 = 64;
 /// Hints that are remembered.
-const MOST_HINTS: usize = 64;
+const MOST_HINTS: usize = 1024;
 
 /// One part in so many is fetched beyond what a row of hints has named.
 const GROWTH: u64 = 8;
@@ -165,12 +165,44 @@ impl Streams {
         want
     }
 
+    /// What to fetch when all of `ranges` are said to be needed: exactly they, aligned to pages, in
+    /// order, those that touch as one.
+    pub(super) fn hint_set(&mut self, ranges: &[ByteRange]) -> Vec<ByteRange> {
+        let pages = ranges.iter().map(|range| self.align(*range, PAGE));
+        let wanted = merged(pages.collect(), 0);
+        for range in &wanted {
+            if self.hinted.len() >= MOST_HINTS {
+                self.hinted.pop_front();
+            }
+            self.hinted.push_back(Hint {
+                range: *range,
+                asked: range.end(),
+            });
+        }
+        wanted
+    }
+
     /// `range` widened to multiples of `unit`, cut at the end of the device.
     fn align(&self, range: ByteRange, unit: u64) -> ByteRange {
         let end = range.end().checked_next_multiple_of(unit);
         let end = end.map_or(self.size, |end| end.min(self.size));
         ByteRange::between((range.start() / unit * unit).min(end), end)
     }
+}
+
+/// `ranges` in order, those as one between which there are at most `near` bytes, without empty ones.
+pub(super) fn merged(mut ranges: Vec<ByteRange>, near: u64) -> Vec<ByteRange> {
+    ranges.sort_unstable_by_key(|range| range.start());
+    let mut merged: Vec<ByteRange> = Vec::new();
+    for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+        match merged.last_mut() {
+            Some(last) if range.start() <= last.end().saturating_add(near) => {
+                *last = ByteRange::between(last.start(), last.end().max(range.end()));
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
 }
 
 #[cfg(test)]

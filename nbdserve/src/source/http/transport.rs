@@ -1,5 +1,6 @@
 //! One request and its answer, with redirects when asked for.
 
+use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use reqwest::header::{ACCEPT_ENCODING, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 
+use super::ability::Ability;
 use super::address::Address;
 use super::answer::Head;
 use super::credentials::Credentials;
@@ -36,6 +38,8 @@ pub(super) struct Transport {
     credentials: Credentials,
     /// Longest time without progress.
     pub(super) limit: Duration,
+    /// Whether several parts can be had with one request.
+    pub(super) sets: Ability,
     requests: AtomicU64,
     bytes: AtomicU64,
     retries: AtomicU64,
@@ -44,8 +48,8 @@ pub(super) struct Transport {
 /// What to ask for, and how.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ask<'a> {
-    /// A part, or all.
-    pub(super) range: Option<ByteRange>,
+    /// Some parts, none of them empty; all when there are none.
+    pub(super) ranges: &'a [ByteRange],
     /// Only of this version.
     pub(super) validator: Option<&'a Validator>,
     /// Whether the server has ever answered.
@@ -90,6 +94,7 @@ impl Transport {
             client,
             credentials,
             limit,
+            sets: Ability::new(),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             retries: AtomicU64::new(0),
@@ -102,15 +107,14 @@ impl Transport {
         request = self.credentials.add(to, request);
         // A coded body has other bytes than the file.
         request = request.header(ACCEPT_ENCODING, "identity");
-        if let Some(range) = ask.range {
-            let last = range.end().saturating_sub(1);
-            request = request.header(RANGE, format!("bytes={}-{last}", range.start()));
+        if !ask.ranges.is_empty() {
+            request = request.header(RANGE, range_field(ask.ranges));
         }
         if let Some((name, value)) = ask.validator.and_then(Validator::precondition) {
             request = request.header(name, value);
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!("GET {to} {:?}", ask.range);
+        tracing::debug!("GET {to} {:?}", ask.ranges);
         match tokio::time::timeout(ask.stall, request.send()).await {
             Ok(Ok(response)) => {
                 tracing::debug!("{} from {to}", response.status());
@@ -172,6 +176,18 @@ impl Transport {
             retries: self.retries.load(Ordering::Relaxed),
         }
     }
+}
+
+/// The field that asks for `ranges`.
+pub(super) fn range_field(ranges: &[ByteRange]) -> String {
+    let mut field = "bytes".to_owned();
+    for (number, range) in ranges.iter().enumerate() {
+        let sign = if number == 0 { '=' } else { ',' };
+        let last = range.end().saturating_sub(1);
+        // Writing to a String does not fail.
+        let _ = write!(field, "{sign}{}-{last}", range.start());
+    }
+    field
 }
 
 /// The head of an answer.
