@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A hint names no more ranges than this; more are several hints.
-const MOST_PARTS: usize = 128;
+const MOST_PARTS: usize = 64;
 /// Where more than this is decoded for a byte, a hint that is wrong costs too much.
 const LONGEST_BLOCK: u64 = 256 << 10;
 /// Whoever has read so many bytes in order copies the volume, and knows nothing of files.

@@ -29,7 +29,11 @@ const DIRECTORY: u64 = 1 << 20;
 const NEAR_INODES: u32 = 2048;
 const NEAR: u64 = 32 << 10;
 const NEAR_BYTES: u64 = 256 << 10;
-const NEAR_RUNS: usize = 96;
+/// What is had at once is one request: that names at most so many ranges.
+const NEAR_RANGES: usize = 64;
+/// Reads up to this length may begin before what is wanted; in longer ones, only what is at the
+/// beginning was asked for: the rest was read ahead.
+const SHORT: u64 = 32 << 10;
 /// A file up to this length in one run is left to whom the hints go to, who may fetch its
 /// neighbours too.
 const SMALL: u64 = 64 << 10;
@@ -131,7 +135,8 @@ impl Ext4 {
             if bytes > NEAR || all > most || self.is_fresh(directory.told) {
                 continue;
             }
-            if hints.ranges.len() >= NEAR_RUNS {
+            let pieces = map.runs.len().saturating_add(map.nodes.len());
+            if hints.ranges.len().saturating_add(pieces) > NEAR_RANGES {
                 break;
             }
             hints.add_map(map);
@@ -189,8 +194,16 @@ impl Guide for Ext4 {
         self.clock = self.clock.saturating_add(range.len());
         let mut hints = Hints::new(self.layout.block_size);
         let first = range.start().checked_div(self.layout.block_size);
-        let end = range.end().div_ceil(self.layout.block_size);
-        for block in first.unwrap_or(end)..end {
+        let looked = range.len().min(SHORT);
+        let end = range.start().saturating_add(looked);
+        let end = end.div_ceil(self.layout.block_size);
+        let first = first.unwrap_or(end);
+        let end = if looked < range.len() {
+            first.saturating_add(1)
+        } else {
+            end
+        };
+        for block in first..end {
             match self.known.at(block) {
                 Some(place) if place.is_dir => self.directory(place.ino, &mut hints),
                 Some(place) if place.node.is_none() => {
