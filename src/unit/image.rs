@@ -118,12 +118,6 @@ impl Image {
         })
     }
 
-    /// Whether whoever reads it waits for a network.
-    #[must_use]
-    pub fn is_far(&self) -> bool {
-        matches!(self, Self::Remote(remote) if !remote.download)
-    }
-
     /// A second handle on a local regular file, for a kernel that can read it by itself.
     #[must_use]
     pub fn regular_file(&self) -> Option<Arc<OwnedFd>> {

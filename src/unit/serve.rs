@@ -117,7 +117,6 @@ impl Server {
         let backing = (!request.has_writable_device())
             .then(|| image.regular_file())
             .flatten();
-        let is_far = image.is_far();
         let mut resolved = open(&request, image, cx.clone())?;
         let replay = plain::needs_replay(&request, &resolved);
         if replay {
@@ -143,11 +142,12 @@ impl Server {
         let Some((ToServer::Attach(means), sockets)) = self.next_order()? else {
             return Ok(());
         };
-        // A file is read by who knows what.
-        let is_mounted = !matches!(means, Means::File(_));
         let prefetched = resolved.volume.clone();
-        if is_far && is_mounted {
-            resolved.volume = foresight::watch(&resolved.volume);
+        // A file is read by who knows what.
+        if !matches!(means, Means::File(_))
+            && let Some(source) = resolved.chain.first()
+        {
+            resolved.volume = foresight::watch(&resolved.volume, source);
         }
         let shown = self.show(&request, &resolved, means, sockets, backing, &observer)?;
         self.say(&FromServer::Attached)?;

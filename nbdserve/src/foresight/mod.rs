@@ -38,9 +38,13 @@ trait Guide: Send + Debug {
 }
 
 /// `volume`, watched while it is read if the file system on it is one that is known here and if
-/// hints are worth while: else itself.
+/// hints are worth while: else itself. `source` is what its bytes come from; nothing is said while
+/// that cannot have several ranges for the price of one (see [`Device::gathers`]).
 #[must_use]
-pub fn watch(volume: &Volume) -> Volume {
+pub fn watch(volume: &Volume, source: &Volume) -> Volume {
+    if !source.gathers() {
+        return volume.clone();
+    }
     let cheap = match volume.geometry().access {
         Access::Random => true,
         Access::Block(len) => len <= LONGEST_BLOCK,
@@ -52,6 +56,7 @@ pub fn watch(volume: &Volume) -> Volume {
     };
     Volume::new(Watched {
         below: volume.clone(),
+        source: source.clone(),
         state: Mutex::new(State {
             guide: Box::new(guide),
             next: 0,
@@ -64,6 +69,7 @@ pub fn watch(volume: &Volume) -> Volume {
 #[derive(Debug)]
 struct Watched {
     below: Volume,
+    source: Volume,
     state: Mutex<State>,
 }
 
@@ -124,7 +130,7 @@ impl Device for Watched {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let range = ByteRange::of(buf, offset);
         let mut state = self.lock();
-        let is_watched = state.note(range);
+        let is_watched = state.note(range) && self.source.gathers();
         if is_watched {
             let hints = state.guide.asked(range);
             drop(state);

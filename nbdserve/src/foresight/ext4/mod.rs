@@ -214,6 +214,10 @@ impl Guide for Ext4 {
             }
         }
         self.follow(range, &mut hints);
+        if !hints.ranges.is_empty() {
+            // It comes along: by itself it would be a request more.
+            hints.add(range);
+        }
         self.clock = self.clock.saturating_add(hints.bytes);
         hints.ranges
     }
