@@ -682,6 +682,23 @@ fn gzip_index() {
     fuzz("gzip_index", fuzz::gzip_index_seeds);
 }
 
+#[test]
+fn http_multipart() {
+    // As nginx, Apache and a plain script write it; one without its end; the field itself.
+    let seeds: [&[u8]; 5] = [
+        b"\r\n--xyz\r\nContent-Type: application/octet-stream\r\n\
+          Content-Range: bytes 0-4/100\r\n\r\nabcde\r\n--xyz\r\n\
+          Content-Type: application/octet-stream\r\nContent-Range: bytes 90-99/100\r\n\r\n\
+          \r\n--xyz--\r\r\n--xyz--\r\n",
+        b"\r\n--xyz\r\nContent-range: bytes 7-7/18446744073709551615\r\n\r\n\n\r\n\
+          --xyz\r\nContent-range: bytes 0-0/*\r\n\r\n-\r\n--xyz--\r\n",
+        b"preamble\n--xyz\nContent-Range: bytes 1-2/3\nX: y\n\nab\n--xyz-- \nepilogue",
+        b"--xyz\r\nContent-Range: bytes 5-18446744073709551614/18446744073709551615\r\n\r\nabc",
+        b" charset=\"a;b\" ; boundary=\"a b\\\"c\"",
+    ];
+    fuzz("http_multipart", || seeds.map(<[u8]>::to_vec).to_vec());
+}
+
 /// Sparse images with chunks of all types, and small ones with many.
 fn simg_files() -> Vec<Vec<u8>> {
     let mut bytes = content();

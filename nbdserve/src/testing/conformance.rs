@@ -2,11 +2,12 @@
 //!
 //! * [`check`]: reading, extents, threads, hints, closing.
 //! * [`check_writer`]: writing, against the [`Model`] and with many threads.
+//! * [`check_hint_set`]: hints that belong together stay together.
 //! * [`check_errors`]: what fails below comes up with its kind, and with the layer's name.
 
 use std::sync::Barrier;
 
-use super::{Faulty, Model, Op, Rng};
+use super::{Counting, Faulty, Model, Op, Rng};
 use crate::{ByteRange, Error, ExtentFlags, Kind, Result, Volume};
 
 /// Random requests of each sort.
@@ -303,11 +304,50 @@ fn check_hints(volume: &Volume, expected: &[u8]) {
         ByteRange::between(u64::MAX, u64::MAX),
     ] {
         volume.will_need(range);
+        volume.will_need_parts(&[range, ByteRange::between(1, 2), range]);
     }
+    volume.will_need_parts(&[]);
     let mut rng = Rng::new(5);
     for _ in 0..REQUESTS {
         volume.will_need(rng.range(size, LONGEST));
+        let set: Vec<_> = (0..4).map(|_| rng.range(size, 5000)).collect();
+        volume.will_need_parts(&set);
         check_read(volume, expected, rng.range(size, 5000));
+    }
+}
+
+/// Checks that a layer over `below` which only moves bytes passes on a set of hints as one set, which
+/// names what is read below for these bytes and not more.
+///
+/// # Panics
+/// When it does not.
+pub fn check_hint_set(below: &Volume, open: impl FnOnce(&Volume) -> Volume) {
+    const LEN: u64 = 8192;
+    let (below, counts) = Counting::volume(below.clone());
+    let volume = open(&below);
+    let name = volume.name();
+    let ranges = [6, 1, 3].map(|eighth| {
+        let at = volume.size() / 8 * eighth / 4096 * 4096;
+        ByteRange::between(at, at + LEN)
+    });
+    // Tables are read.
+    volume.will_need_parts(&ranges);
+    counts.reset();
+    volume.will_need_parts(&ranges);
+    let sets = counts.hint_sets();
+    let [set] = sets.as_slice() else {
+        panic!("{name}: {sets:?}")
+    };
+    let hinted: u64 = set.iter().map(|range| range.len()).sum();
+    assert_eq!(hinted, LEN * 3, "{name}: {set:?}");
+    for range in ranges {
+        volume
+            .read_vec(range.start(), LEN as usize)
+            .expect("a read within the volume");
+    }
+    for read in counts.read_ranges() {
+        let known = set.iter().any(|range| range.contains(read));
+        assert!(known, "{name}: {read} is none of {set:?}");
     }
 }
 

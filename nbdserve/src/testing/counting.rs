@@ -25,7 +25,7 @@ struct Numbers {
     zeroes: u64,
     trims: u64,
     extents: u64,
-    hints: u64,
+    hints: Vec<Vec<ByteRange>>,
 }
 
 impl Counting {
@@ -104,10 +104,20 @@ impl Counts {
         self.numbers().extents
     }
 
-    /// Calls of `will_need_parts`.
+    /// Ranges that were hinted at.
     #[must_use]
     pub fn hints(&self) -> u64 {
-        self.numbers().hints
+        self.numbers()
+            .hints
+            .iter()
+            .map(|set| set.len() as u64)
+            .sum()
+    }
+
+    /// The sets of ranges that were hinted at together, in the order of arrival.
+    #[must_use]
+    pub fn hint_sets(&self) -> Vec<Vec<ByteRange>> {
+        self.numbers().hints.clone()
     }
 
     /// Starts from nothing again.
@@ -145,7 +155,7 @@ impl Device for Counting {
     }
 
     fn will_need_parts(&self, ranges: &[ByteRange]) {
-        self.counts.numbers().hints += 1;
+        self.counts.numbers().hints.push(ranges.to_vec());
         self.below.will_need_parts(ranges);
     }
 

@@ -4,6 +4,7 @@
     reason = "helpers fail with the test that calls them"
 )]
 
+mod apache;
 mod downloading;
 mod failing;
 mod kept;

@@ -1,7 +1,7 @@
 //! Several ranges with one request: `multipart/byteranges`, and servers that do not send it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, LazyLock};
 use std::time::Duration;
 
 use nbdserve::source::{Http, HttpOptions};
@@ -15,6 +15,13 @@ use crate::{open, options, read};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
+
+/// Made once: it takes longer than most of these tests.
+static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| noise(64 * MIB, 1));
+
+fn image(mib: usize) -> Vec<u8> {
+    NOISE[..mib * MIB].to_vec()
+}
 
 /// `count` pages, one in each MiB from the second on.
 fn scattered(count: usize) -> Vec<ByteRange> {
@@ -45,7 +52,7 @@ fn sets(server: &Server) -> usize {
 
 #[test]
 fn scattered_pages_are_one_request_and_hardly_more_bytes() {
-    let bytes = noise(64 * MIB, 1);
+    let bytes = image(64);
     let server = Server::of(&File::new(bytes.clone()));
     let http = open(&server.url("/disk")).unwrap();
     let mut ranges = scattered(60);
@@ -73,7 +80,7 @@ fn scattered_pages_are_one_request_and_hardly_more_bytes() {
 
 #[test]
 fn neighbours_are_one_range_and_what_is_there_is_not_asked_for() {
-    let bytes = noise(16 * MIB, 1);
+    let bytes = image(16);
     let server = Server::of(&File::new(bytes.clone()));
     let http = open(&server.url("/disk")).unwrap();
     read(&http, 4 * MIB, 100);
@@ -98,7 +105,7 @@ fn neighbours_are_one_range_and_what_is_there_is_not_asked_for() {
 
 #[test]
 fn a_set_stays_within_ranges_and_memory() {
-    let bytes = noise(40 * MIB, 1);
+    let bytes = image(40);
     let server = Server::of(&File::new(bytes.clone()));
     let http = open(&server.url("/disk")).unwrap();
     // Every second page of 4 MiB: 512 ranges in 16 chunks.
@@ -129,7 +136,7 @@ fn a_set_stays_within_ranges_and_memory() {
 fn with(
     serve: impl Fn(&File, &[(usize, usize)]) -> Option<Reply> + Send + Sync + 'static,
 ) -> usize {
-    let bytes = noise(32 * MIB, 1);
+    let bytes = image(32);
     let file = File::new(bytes.clone());
     let server = Server::start(move |asked| match asked.all_ranges().as_slice() {
         several @ [_, _, ..] => serve(&file, several),
@@ -180,7 +187,7 @@ fn fewer_parts_are_followed_by_a_request_for_the_others() {
 
 #[test]
 fn ranges_that_the_server_has_joined_are_taken() {
-    let bytes = noise(32 * MIB, 1);
+    let bytes = image(32);
     let file = File::new(bytes.clone());
     let server = Server::start(move |asked| {
         let ranges = asked.all_ranges();
@@ -272,7 +279,7 @@ fn a_refusal_is_remembered_and_the_ranges_are_had_one_by_one() {
 
 #[test]
 fn what_came_before_a_break_is_not_asked_for_again() {
-    let bytes = noise(32 * MIB, 1);
+    let bytes = image(32);
     let file = File::new(bytes.clone());
     let server = Server::start(move |asked| {
         let reply = file.serve(asked);
@@ -317,7 +324,7 @@ fn a_body_that_ends_without_its_last_delimiter_is_resumed() {
 
 #[test]
 fn readers_are_answered_as_their_part_comes_and_wait_for_no_other() {
-    let bytes = noise(16 * MIB, 1);
+    let bytes = image(16);
     let file = File::new(bytes.clone());
     let server = Server::start(move |asked| {
         let reply = file.serve(asked);
@@ -336,7 +343,8 @@ fn readers_are_answered_as_their_part_comes_and_wait_for_no_other() {
 
 #[test]
 fn a_changed_file_is_noticed_in_a_part_too() {
-    let change: [fn(&File, &[(usize, usize)]) -> Reply; 5] = [
+    type Change = fn(&File, &[(usize, usize)]) -> Reply;
+    let change: [Change; 5] = [
         |file, ranges| file.parts(ranges).with("etag", "\"v2\""),
         |file, ranges| {
             let mut longer = file.clone();
@@ -348,7 +356,7 @@ fn a_changed_file_is_noticed_in_a_part_too() {
         |_, _| Reply::status(416).with("content-range", "bytes */5"),
     ];
     for (number, change) in change.into_iter().enumerate() {
-        let file = File::new(noise(16 * MIB, 1));
+        let file = File::new(image(16));
         let server = Server::start(move |asked| match asked.all_ranges().as_slice() {
             several @ [_, _, ..] => Some(change(&file, several)),
             _ => Some(file.serve(asked)),
@@ -363,7 +371,7 @@ fn a_changed_file_is_noticed_in_a_part_too() {
 
 #[test]
 fn a_server_that_falls_silent_is_given_up_in_time() {
-    let file = File::new(noise(16 * MIB, 1));
+    let file = File::new(image(16));
     let server = Server::start(move |asked| {
         let reply = file.serve(asked);
         Some(if asked.number == 0 {
@@ -383,7 +391,7 @@ fn a_server_that_falls_silent_is_given_up_in_time() {
 
 #[test]
 fn a_server_of_single_ranges_sends_near_ones_together() {
-    let bytes = noise(32 * MIB, 1);
+    let bytes = image(32);
     let file = File::new(bytes.clone());
     let server = Server::start(move |asked| {
         Some(match asked.all_ranges().len() {
@@ -409,7 +417,7 @@ fn a_server_of_single_ranges_sends_near_ones_together() {
 
 #[test]
 fn a_set_is_cut_where_a_part_of_an_image_ends() {
-    let bytes = noise(8 * MIB, 1);
+    let bytes = image(8);
     // The cut is within a page.
     let cut = 3 * MIB + 100;
     let files = [

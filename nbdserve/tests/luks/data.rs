@@ -72,6 +72,13 @@ fn the_suite_holds() {
 }
 
 #[test]
+fn a_set_of_hints_stays_a_set() {
+    let dir = Dir::new();
+    let below = Memory::volume(dir.luks1(SUITE, &[]));
+    conformance::check_hint_set(&below, |below| open_with(below, &[], &cx(PASS)).unwrap());
+}
+
+#[test]
 fn what_fails_below_comes_up() {
     let dir = Dir::new();
     let image = dir.luks2(DATA, &["--sector-size=4096", "--key-size=256"]);

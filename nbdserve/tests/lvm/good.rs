@@ -291,6 +291,7 @@ fn opening_reads_little_and_reading_only_what_is_asked_for() {
     assert_eq!(counts.read_bytes(), 512);
     volume.will_need(ByteRange::between(0, volume.size()));
     assert_eq!(counts.hints(), 2, "one for each column");
+    assert_eq!(counts.hint_sets().len(), 1);
 }
 
 #[test]

@@ -159,6 +159,7 @@ fn a_hole_costs_no_request() {
     assert_eq!(counts.read_bytes(), 8192, "{:?}", counts.read_ranges());
     volume.will_need(ByteRange::between(0, volume.size()));
     assert_eq!(counts.hints(), 2);
+    assert_eq!(counts.hint_sets().len(), 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 pub mod cow;
 mod disks;
 mod gzip;
+mod http;
 mod luks;
 mod lz4;
 mod mend;
@@ -93,6 +94,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "gzip_index",
         run: gzip::index,
+    },
+    Target {
+        name: "http_multipart",
+        run: http::multipart,
     },
     Target {
         name: "tar_open",
