@@ -3,7 +3,7 @@
 //! A sector is encrypted by itself, so a write changes no other sector, and a write that is cut short
 //! leaves old sectors and new ones, as on a disk: there is nothing to repair after a crash.
 
-use super::cipher::SectorCipher;
+use super::cipher::{self, SectorCipher};
 use crate::{
     ByteRange, Device, ExtentFlags, Extents, Geometry, Result, Volume, WriteFeatures, Writer,
 };
@@ -60,8 +60,16 @@ impl Device for Luks {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let number = self.number(offset);
+        let preferred = usize::try_from(self.below.geometry().preferred_block);
+        if preferred.is_ok_and(|preferred| preferred <= cipher::PIECE) {
+            let at = self.at(offset);
+            let read = |piece: &mut [u8], from| self.below.read_at(piece, at.saturating_add(from));
+            return self.cipher.decrypt_read(buf, number, read);
+        }
+        // What is below likes long requests.
         self.below.read_at(buf, self.at(offset))?;
-        self.cipher.decrypt(buf, self.number(offset));
+        self.cipher.decrypt(buf, number);
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! AES of the three key lengths, many blocks at a time.
 
-use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use aes::cipher::consts::U16;
+use aes::cipher::{
+    BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncClosure, BlockCipherEncrypt, KeyInit,
+};
 use aes::{Aes128, Aes192, Aes256};
 
 pub(super) use aes::Block;
@@ -44,6 +47,24 @@ impl Aes {
             Self::Aes128(key) => key.decrypt_blocks(blocks),
             Self::Aes192(key) => key.decrypt_blocks(blocks),
             Self::Aes256(key) => key.decrypt_blocks(blocks),
+        }
+    }
+
+    /// Does a `job` that encrypts.
+    pub(super) fn encrypt_with(&self, job: impl BlockCipherEncClosure<BlockSize = U16>) {
+        match self {
+            Self::Aes128(key) => key.encrypt_with_backend(job),
+            Self::Aes192(key) => key.encrypt_with_backend(job),
+            Self::Aes256(key) => key.encrypt_with_backend(job),
+        }
+    }
+
+    /// Does a `job` that decrypts.
+    pub(super) fn decrypt_with(&self, job: impl BlockCipherDecClosure<BlockSize = U16>) {
+        match self {
+            Self::Aes128(key) => key.decrypt_with_backend(job),
+            Self::Aes192(key) => key.decrypt_with_backend(job),
+            Self::Aes256(key) => key.decrypt_with_backend(job),
         }
     }
 }

@@ -22,8 +22,11 @@ use crate::{Error, Kind, Result};
 
 /// Numbers of sectors count these, however long the sectors are.
 pub(crate) const IV_UNIT: usize = 512;
-/// What one core works on at a time when several work on one request.
-const PIECE: usize = 128 << 10;
+/// What one core works on at a time: it stays in the core's own cache between being read and being
+/// decrypted.
+pub(super) const PIECE: usize = 128 << 10;
+/// A core takes part in a request when it has so much to do: a thread costs as much time as some 100 KiB.
+const WORTH_A_THREAD: usize = 512 << 10;
 
 /// A cipher, its mode and the length of its key, as a header states them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +113,9 @@ struct Sectors {
     step: u64,
 }
 
+/// What is done with a piece, see `SectorCipher::spread`.
+type Work<'a> = dyn Fn(&mut [u8], u64, u64) -> Result<()> + Sync + 'a;
+
 enum Mode {
     Xts(Xts),
     Cbc(Cbc),
@@ -168,7 +174,12 @@ impl SectorCipher {
     /// # Panics
     /// When `buf` is not of whole sectors: an error of the caller.
     pub(crate) fn decrypt(&self, buf: &mut [u8], number: u64) {
-        self.spread(buf, number, Direction::Decrypt);
+        let work = |piece: &mut [u8], number, _| {
+            self.run(piece, number, Direction::Decrypt);
+            Ok(())
+        };
+        // It never fails.
+        let _ = self.spread(buf, number, &work);
     }
 
     /// Encrypts whole sectors in place, as [`Self::decrypt`] decrypts them.
@@ -176,42 +187,81 @@ impl SectorCipher {
     /// # Panics
     /// When `buf` is not of whole sectors: an error of the caller.
     pub(crate) fn encrypt(&self, buf: &mut [u8], number: u64) {
-        self.spread(buf, number, Direction::Encrypt);
+        let work = |piece: &mut [u8], number, _| {
+            self.run(piece, number, Direction::Encrypt);
+            Ok(())
+        };
+        // It never fails.
+        let _ = self.spread(buf, number, &work);
     }
 
-    /// Lets the cores that no other call keeps busy share the work.
-    fn spread(&self, buf: &mut [u8], number: u64, direction: Direction) {
+    /// As [`Self::decrypt`], of what `read` fills a part of `buf` with, which begins at the byte it is
+    /// told: each piece is decrypted while it is still in the processor's cache.
+    ///
+    /// # Errors
+    /// What `read` says.
+    ///
+    /// # Panics
+    /// As [`Self::decrypt`].
+    pub(super) fn decrypt_read(
+        &self,
+        buf: &mut [u8],
+        number: u64,
+        read: impl Fn(&mut [u8], u64) -> Result<()> + Sync,
+    ) -> Result<()> {
+        self.spread(buf, number, &|piece, number, at| {
+            read(piece, at)?;
+            self.run(piece, number, Direction::Decrypt);
+            Ok(())
+        })
+    }
+
+    /// Lets the cores that no other call keeps busy share the `work`, which is given a piece, the
+    /// number of its first sector, and where it begins in `buf`.
+    fn spread(&self, buf: &mut [u8], number: u64, work: &Work<'_>) -> Result<()> {
         assert!(buf.len().is_multiple_of(self.sector), "{} bytes", buf.len());
         let active = self
             .active
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1);
-        let pieces = buf.len() / PIECE;
-        let workers = self.cores.checked_div(active).unwrap_or(1).min(pieces);
-        if workers <= 1 {
-            self.run(buf, number, direction);
+        let free = self.cores.checked_div(active).unwrap_or(1);
+        let workers = free.min(buf.len() / WORTH_A_THREAD);
+        // A multiple of every sector length.
+        let units = u64::try_from(PIECE / IV_UNIT).unwrap_or(0);
+        let len = u64::try_from(PIECE).unwrap_or(0);
+        let next = Mutex::new(buf.chunks_mut(PIECE).zip(0_u64..));
+        let work = || {
+            loop {
+                let piece = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((piece, index)) = piece else {
+                    return Ok(());
+                };
+                let number = number.wrapping_add(index.wrapping_mul(units));
+                work(piece, number, index.saturating_mul(len))?;
+            }
+        };
+        let result = if workers <= 1 {
+            work()
         } else {
-            // A multiple of every sector length.
-            let units = u64::try_from(PIECE / IV_UNIT).unwrap_or(0);
-            let queue = Mutex::new(buf.chunks_mut(PIECE).zip(0_u64..));
-            let work = || {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some((piece, index)) = next else { break };
-                    let number = number.wrapping_add(index.wrapping_mul(units));
-                    self.run(piece, number, direction);
-                }
-            };
             thread::scope(|scope| {
-                for _ in 1..workers {
-                    // Without the thread the others do its part.
-                    let name = "cipher".to_owned();
-                    let _ = thread::Builder::new().name(name).spawn_scoped(scope, work);
-                }
-                work();
-            });
-        }
+                let others: Vec<_> = (1..workers)
+                    .filter_map(|_| {
+                        // Without the thread the others do its part.
+                        let name = "cipher".to_owned();
+                        let thread = thread::Builder::new().name(name);
+                        thread.spawn_scoped(scope, work).ok()
+                    })
+                    .collect();
+                let own = work();
+                let gone = || Err(Error::new(Kind::Io, "a thread of the cipher has ended"));
+                let ended = others
+                    .into_iter()
+                    .map(|other| other.join().unwrap_or_else(|_| gone()));
+                ended.fold(own, Result::and)
+            })
+        };
         self.active.fetch_sub(1, Ordering::Relaxed);
+        result
     }
 
     fn run(&self, buf: &mut [u8], number: u64, direction: Direction) {
