@@ -216,6 +216,3 @@ impl Writer for Watched {
         self.below.need_writer()?.trim(range, fua)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -159,6 +159,11 @@ impl Device for Counting {
         self.below.will_need_parts(ranges);
     }
 
+    /// It stands for a source that does.
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn close(&self) -> Result<()> {
         self.below.close()
     }

@@ -141,7 +141,9 @@ fn extents(bytes: &[u8], depth: Option<u16>, blocks: u64) -> Option<Map> {
 
 fn pointers_of_inode(area: &[u8], blocks: u64) -> Option<Map> {
     let (direct, indirect) = area.split_at_checked(DIRECT.checked_mul(POINTER)?)?;
-    let roots = indirect.chunks_exact(POINTER).filter_map(|raw| le32(raw, 0));
+    let roots = indirect
+        .chunks_exact(POINTER)
+        .filter_map(|raw| le32(raw, 0));
     let nodes = (0..).zip(roots).filter(|(_, block)| *block != 0);
     let nodes =
         nodes.filter_map(|(level, block)| Node::new(block.into(), Sort::Pointers(level), blocks));

@@ -128,7 +128,10 @@ impl Ext4 {
         let block_size = self.layout.block_size;
         for (ino, directory) in self.known.directories_after(ino, NEAR_INODES) {
             let map = &directory.map;
-            let blocks = map.runs.iter().fold(0, |all: u64, run| all.saturating_add(run.len));
+            let blocks = map
+                .runs
+                .iter()
+                .fold(0, |all: u64, run| all.saturating_add(run.len));
             let nodes = u64::try_from(map.nodes.len()).unwrap_or(u64::MAX);
             let bytes = blocks.saturating_add(nodes).saturating_mul(block_size);
             let all = hints.bytes.saturating_add(bytes);
@@ -302,7 +305,9 @@ impl Hints {
 }
 
 fn bytes_of(runs: &[Run], block_size: u64) -> u64 {
-    let blocks = runs.iter().fold(0, |all: u64, run| all.saturating_add(run.len));
+    let blocks = runs
+        .iter()
+        .fold(0, |all: u64, run| all.saturating_add(run.len));
     blocks.saturating_mul(block_size)
 }
 
