@@ -170,7 +170,7 @@ impl Ext4 {
         for file in &mut self.followed {
             // Once half of what was told is read.
             let half = file.told / 2;
-            if !furthest(&file.runs, range, block_size).is_some_and(|at| at > half) {
+            if furthest(&file.runs, range, block_size).is_none_or(|at| at <= half) {
                 continue;
             }
             let step = file.told.min(STEP);
