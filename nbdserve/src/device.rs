@@ -147,7 +147,8 @@ pub trait Device: Send + Sync + Debug {
     }
 
     /// Whether what one call of [`Self::will_need_parts`] names is had for about the price of one
-    /// range: asked of sources.
+    /// range. Sources say it, and what gives such hints by itself (see [`crate::foresight`]); no
+    /// layer passes it on.
     fn gathers(&self) -> bool {
         false
     }

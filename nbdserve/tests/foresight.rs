@@ -142,7 +142,7 @@ impl Image {
 
     /// Watched, with what a mount reads read.
     fn mounted(&self) -> (Volume, Counts) {
-        let (source, counts) = Counting::volume(Memory::volume(self.bytes.clone()));
+        let (source, counts) = Counting::source(Memory::volume(self.bytes.clone()));
         let volume = foresight::watch(&source, &source);
         let stats = tools::run("dumpe2fs", [&self.path]);
         let mut blocks = BTreeSet::from([0]);
@@ -352,14 +352,14 @@ fn what_is_copied_as_a_whole_is_not_hinted_at() {
 
 #[test]
 fn other_volumes_and_sources_that_cannot_gather_are_left_alone() {
-    let (other, counts) = Counting::volume(Memory::volume(noise(1 << 20, 3)));
+    let (other, counts) = Counting::source(Memory::volume(noise(1 << 20, 3)));
     let volume = foresight::watch(&other, &other);
     assert!(conformance::read_all(&volume) == noise(1 << 20, 3));
     assert_eq!(counts.hints(), 0);
 
     let image = make(FORMS[0].0, FORMS[0].1);
     let single = Memory::volume(image.bytes.clone());
-    let (below, counts) = Counting::volume(single.clone());
+    let (below, counts) = Counting::source(single.clone());
     let volume = foresight::watch(&below, &single);
     read(&volume, 0, 128 << 10);
     read(&volume, image.inode_at("/tree"), 128 << 10);
@@ -376,13 +376,13 @@ fn the_bytes_and_all_else_are_those_below() {
     let image = make(FORMS[0].0, FORMS[0].1);
     let open = || {
         let bytes = image.bytes[..2 << 20].to_vec();
-        let (source, _) = Counting::volume(Memory::volume(bytes.clone()));
+        let (source, _) = Counting::source(Memory::volume(bytes.clone()));
         (foresight::watch(&source, &source), bytes)
     };
     conformance::check(open);
     conformance::check_writer(open);
-    let (source, _) = Counting::volume(Memory::volume(image.bytes.clone()));
-    conformance::check_hint_set(&source, |below| foresight::watch(below, below));
+    let (source, _) = Counting::source(Memory::volume(image.bytes.clone()));
+    conformance::check_hint_set(&source, |below| foresight::watch(below, &source));
     let open = |below: &Volume| Ok(foresight::watch(below, &source));
     conformance::check_errors("faulty", &image.bytes, open);
 }
@@ -407,7 +407,7 @@ fn an_image_that_lies_costs_a_bounded_number_of_hints() {
                 bytes[at as usize] = rng.below(256) as u8;
             }
             bytes[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
-            let (source, counts) = Counting::volume(Memory::volume(bytes.clone()));
+            let (source, counts) = Counting::source(Memory::volume(bytes.clone()));
             let volume = foresight::watch(&source, &source);
             for _ in 0..2 {
                 for at in (0..volume.size()).step_by(READ as usize) {

@@ -159,6 +159,11 @@ impl Device for Watched {
         self.below.will_need_parts(ranges);
     }
 
+    /// Whoever reads in order to be understood may ask.
+    fn gathers(&self) -> bool {
+        self.source.gathers()
+    }
+
     fn source_identity(&self) -> Option<String> {
         self.below.source_identity()
     }

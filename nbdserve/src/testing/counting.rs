@@ -11,6 +11,7 @@ use crate::{
 pub struct Counting {
     below: Volume,
     counts: Counts,
+    gathers: bool,
 }
 
 /// What a [`Counting`] device was asked; clones see the same device.
@@ -32,10 +33,21 @@ impl Counting {
     /// A device over `below` that has counted nothing yet.
     #[must_use]
     pub fn volume(below: Volume) -> (Volume, Counts) {
+        Self::with(below, false)
+    }
+
+    /// As [`Self::volume`], as a source that has a set of ranges for the price of one.
+    #[must_use]
+    pub fn source(below: Volume) -> (Volume, Counts) {
+        Self::with(below, true)
+    }
+
+    fn with(below: Volume, gathers: bool) -> (Volume, Counts) {
         let counts = Counts::default();
         let device = Self {
             below,
             counts: counts.clone(),
+            gathers,
         };
         (Volume::new(device), counts)
     }
@@ -159,9 +171,8 @@ impl Device for Counting {
         self.below.will_need_parts(ranges);
     }
 
-    /// It stands for a source that does.
     fn gathers(&self) -> bool {
-        true
+        self.gathers
     }
 
     fn close(&self) -> Result<()> {

@@ -14,7 +14,7 @@ const MOST: u64 = 4 << 20;
 pub(super) fn watch(data: &[u8]) {
     let len = data.len().min(usize::try_from(DEPTH).unwrap_or(usize::MAX));
     let data = &data[..len];
-    let (source, counts) = Counting::volume(Memory::volume(data.to_vec()));
+    let (source, counts) = Counting::source(Memory::volume(data.to_vec()));
     let volume = foresight::watch(&source, &source);
     for len in READS {
         let mut buf = vec![0; len];
