@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use nbdserve::testing::{noise, tools};
-use nbdserve::{Volume, foresight};
+use nbdserve::{ByteRange, Device, Volume, foresight};
 
 use crate::open;
 use crate::server::{File, Server};
@@ -135,4 +135,25 @@ fn a_mount_that_looks_ahead_asks_less_than_half_as_often_and_for_no_more() {
         ahead_bytes <= plain_bytes,
         "{ahead_bytes} and {plain_bytes}"
     );
+}
+
+#[test]
+fn a_window_with_holes_is_one_request() {
+    let bytes = noise(4 << 20, 5);
+    let server = Server::of(&File::new(bytes.clone()));
+    let http = open(&server.url("/disk")).unwrap();
+    let page = |number: u64| ByteRange::new((1 << 20) + number * BLOCK, BLOCK).unwrap();
+    http.will_need_parts(&[page(3), page(8)]);
+    for number in [3, 8, 5] {
+        let at = page(number).start() as usize;
+        assert!(crate::read(&http, at, 100) == bytes[at..at + 100]);
+    }
+    let asked = server.asked();
+    let sets: Vec<_> = asked.iter().map(|asked| asked.all_ranges()).collect();
+    assert_eq!(sets.len(), 3, "{sets:?}");
+    let range = |first: u64, end: u64| {
+        let (first, end) = (page(first).start(), page(end).start());
+        (first as usize, end as usize - 1)
+    };
+    assert_eq!(sets[2], [range(0, 3), range(4, 8), range(9, 16)]);
 }
