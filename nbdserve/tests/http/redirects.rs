@@ -122,6 +122,36 @@ fn many_requests_that_find_it_expired_follow_the_redirects_once() {
 }
 
 #[test]
+fn a_set_that_finds_it_expired_follows_the_redirects_as_a_set() {
+    let file = File::new(noise(8 * MIB, 1));
+    let server = expiring(file.clone(), 3, 403);
+    let http = open(&server.url("/disk")).unwrap();
+    for from in 0..4 {
+        let pages = (1..8).map(|mib| {
+            let at = (mib * MIB + from * 4096) as u64;
+            ByteRange::between(at, at + 4096)
+        });
+        let pages: Vec<_> = pages.collect();
+        http.will_need_parts(&pages);
+        for page in &pages {
+            let at = page.start() as usize;
+            assert!(read(&http, at, 4096) == file.bytes[at..at + 4096]);
+        }
+    }
+    let expected = [
+        "/disk",
+        "/signed?1",
+        "/signed?1",
+        "/signed?1",
+        "/signed?1",
+        "/disk",
+        "/signed?2",
+        "/signed?2",
+    ];
+    assert_eq!(targets(&server), expected);
+}
+
+#[test]
 fn a_target_that_is_another_file_is_a_change() {
     for other in [
         File {

@@ -265,10 +265,10 @@ fn a_refusal_is_remembered_and_the_ranges_are_had_one_by_one() {
         let sets = with(move |_, _| Some(Reply::status(status)));
         assert_eq!(sets, 1, "{status}");
     }
-    // These may have other reasons: tried twice.
+    // These may have other reasons: tried twice, each time where the redirects lead by now too.
     for status in [403, 404] {
         let sets = with(move |_, _| Some(Reply::status(status)));
-        assert_eq!(sets, 2, "{status}");
+        assert_eq!(sets, 4, "{status}");
     }
     // So may these, and each is repeated once.
     let sets = with(|_, _| Some(Reply::status(503)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbdserve::source::{Http, HttpOptions};
 use nbdserve::testing::{conformance, noise};
-use nbdserve::{Cx, Kind, Volume};
+use nbdserve::{ByteRange, Cx, Device, Kind, Volume};
 use tempfile::NamedTempFile;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -65,6 +65,14 @@ fn it_keeps_the_contract_over_tls_and_http_2() {
             "{}",
             server.connections()
         );
+        let http = open();
+        let pages = [1_000_000, 2_000_000, 2_500_000];
+        http.will_need_parts(&pages.map(|at| ByteRange::between(at, at + 100)));
+        for at in pages {
+            let at = at as usize;
+            assert!(read(&http, at, 100) == file.bytes[at..at + 100]);
+        }
+        assert_eq!(http.stats().requests, 2);
         conformance::check(|| (Volume::new(open()), file.bytes.to_vec()));
     }
 }

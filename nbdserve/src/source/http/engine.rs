@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
@@ -13,9 +13,10 @@ use super::remote::Body;
 use super::sets;
 use super::store::{CHUNK, PAGE, chunks};
 use super::store::{Memory, Store, copy_out, mask};
-use super::streams::{Streams, WINDOW, merged};
+use super::streams::{Streams, WINDOW, fitting, merged};
+use super::wait::{LOOK, Wait};
 use crate::cx::Cancel;
-use crate::{ByteRange, Error, Kind, Result};
+use crate::{ByteRange, Error, Result};
 
 /// Fetches at the same time.
 pub(super) const MOST_IN_FLIGHT: usize = 6;
@@ -31,8 +32,6 @@ const MOST_RANGES: usize = 64;
 /// Of a server that sends one range only, ranges this near to each other are had as one: at 10 MB/s
 /// what lies between takes a tenth of a round trip.
 const NEAR: u64 = WINDOW / 2;
-/// A waiting reader looks this often whether it shall stop.
-const LOOK: Duration = Duration::from_millis(50);
 /// No request is longer.
 const LONGEST_GET: u64 = 16 << 20;
 
@@ -510,91 +509,5 @@ impl State {
                 .any(|flight| mask(index, flight.range) != 0)
         };
         self.store.reserve(ranges, busy, forced)
-    }
-}
-
-/// Of `ranges`, the first that have room in `most` bytes of memory.
-fn fitting(ranges: &[ByteRange], most: u64) -> Vec<ByteRange> {
-    let mut taken = BTreeSet::new();
-    let mut fitting = Vec::new();
-    for range in ranges {
-        let end = chunks(*range).find(|index| {
-            let room = (taken.len() as u64) < most / CHUNK;
-            if room {
-                taken.insert(*index);
-            }
-            !taken.contains(index)
-        });
-        let Some(end) = end else {
-            fitting.push(*range);
-            continue;
-        };
-        let end = end.saturating_mul(CHUNK);
-        fitting.push(ByteRange::between(range.start(), end.max(range.start())));
-        break;
-    }
-    fitting
-}
-
-/// One reader's wait, and when it ends.
-struct Wait {
-    limits: Limits,
-    began: Instant,
-    /// The flight it waits for and how far that was, since when.
-    seen: Option<(u64, u64)>,
-    since: Instant,
-    failed: Option<Arc<OnceLock<Error>>>,
-}
-
-impl Wait {
-    fn new(limits: Limits) -> Self {
-        let now = Instant::now();
-        Self {
-            limits,
-            began: now,
-            seen: None,
-            since: now,
-            failed: None,
-        }
-    }
-
-    /// What it waited for is there.
-    fn forget(&mut self) {
-        self.seen = None;
-        self.failed = None;
-    }
-
-    /// Fails as the flight did that this reader waited for.
-    fn check_failed(&self) -> Result<()> {
-        match self.failed.as_ref().and_then(|failed| failed.get()) {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
-    }
-
-    /// Fails when the flight got no further for too long, which it would itself notice earlier
-    /// unless it waits for others; or when the time for an answer is over.
-    fn check_time(&mut self, seen: (u64, u64), failed: Arc<OnceLock<Error>>) -> Result<()> {
-        if self.seen != Some(seen) {
-            self.seen = Some(seen);
-            self.since = Instant::now();
-        }
-        self.failed = Some(failed);
-        let late = |what: &str, limit: Duration| {
-            Err(Error::new(
-                Kind::TimedOut,
-                format!("{what} within {limit:?}"),
-            ))
-        };
-        // The flight itself has more to say about it, so it goes first.
-        let most = self.limits.no_progress;
-        let limit = most.saturating_add(most / 16).saturating_add(2 * LOOK);
-        if self.since.elapsed() >= limit {
-            return late("no byte has come", limit);
-        }
-        match self.limits.answer_within {
-            Some(limit) if self.began.elapsed() >= limit => late("not all bytes came", limit),
-            _ => Ok(()),
-        }
     }
 }

@@ -38,6 +38,7 @@ mod store;
 mod streams;
 mod tls;
 mod transport;
+mod wait;
 
 use std::fmt;
 use std::fs::File;

@@ -6,7 +6,7 @@ use reqwest::Response;
 
 use super::ability::Ability;
 use super::address::Address;
-use super::answer::{SetContent, Source};
+use super::answer::{Head, SetContent, Source};
 use super::failure::{Failure, Phase};
 use super::multipart::Multipart;
 use super::patience::Patience;
@@ -144,61 +144,10 @@ impl Remote {
         }
     }
 
-    /// Asks for `range`, of the version that was opened. When the target refuses, the redirects
-    /// are followed anew, once.
+    /// Asks for `range`, of the version that was opened.
     pub(super) async fn get(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
-        let target = self.target();
-        let failure = match self.part_of(&target.address, range, patience).await {
-            Err(Failure::Expired(error) | Failure::Absent(error)) => error,
-            other => return other,
-        };
-        tracing::info!("the redirects are followed anew: {failure}");
-        let alone = self.resolving.lock().await;
-        let now = self.target();
-        let again = if now.generation == target.generation {
-            self.resolve(range, patience).await
-        } else {
-            // Another request has done it while this one waited.
-            drop(alone);
-            self.part_of(&now.address, range, patience).await
-        };
-        match again {
-            Err(Failure::Expired(error) | Failure::Absent(error)) => Err(Failure::Final(error)),
-            other => other,
-        }
-    }
-
-    async fn part_of(
-        &self,
-        address: &Address,
-        range: ByteRange,
-        patience: &Patience,
-    ) -> Result<Body, Failure> {
-        let response = self
-            .transport
-            .send(address, self.ask(&[range], patience))
-            .await?;
-        self.checked(address.clone(), response, range)
-    }
-
-    async fn resolve(&self, range: ByteRange, patience: &Patience) -> Result<Body, Failure> {
-        let ranges = [range];
-        let ask = self.ask(&ranges, patience);
-        let (address, response) = self.transport.follow(&self.original, ask).await?;
-        let body = self.checked(address.clone(), response, range)?;
-        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        target.generation += 1;
-        target.address = address;
-        Ok(body)
-    }
-
-    fn checked(
-        &self,
-        from: Address,
-        response: Response,
-        asked: ByteRange,
-    ) -> Result<Body, Failure> {
-        let range = head(&from, &response).part(asked, &self.source)?;
+        let check = |head: Head<'_>| head.part(range, &self.source);
+        let (from, response, range) = self.answer(&[range], patience, check).await?;
         Ok(Body {
             from,
             response,
@@ -207,30 +156,17 @@ impl Remote {
         })
     }
 
-    fn ask<'a>(&'a self, ranges: &'a [ByteRange], patience: &Patience) -> Ask<'a> {
-        Ask {
-            ranges,
-            validator: Some(&self.source.validator),
-            phase: Phase::Reading,
-            stall: patience.stall(),
-        }
-    }
-
     /// Asks for several ranges at once, of the version that was opened. `None` when that is not
     /// how this server answers: they can be had one by one.
-    ///
-    /// # Errors
-    /// As [`Self::get`], except that redirects are not followed anew.
     pub(super) async fn get_set(
         &self,
         ranges: &[ByteRange],
         patience: &Patience,
     ) -> Result<Option<(SetBody, SetParts)>, Failure> {
-        let from = self.target().address;
-        let ask = self.ask(ranges, patience);
-        let response = self.transport.send(&from, ask).await?;
         let most = set_limit(ranges);
-        let content = match head(&from, &response).set(most, &self.source)? {
+        let check = |head: Head<'_>| head.set(most, &self.source);
+        let (from, response, content) = self.answer(ranges, patience, check).await?;
+        let parts = match content {
             SetContent::Useless(why) => {
                 tracing::info!("{from}: ranges are asked for one by one from now on: {why}");
                 self.transport.sets.missing();
@@ -252,12 +188,76 @@ impl Remote {
             most,
             size: self.source.size,
         };
-        Ok(Some((body, content)))
+        Ok(Some((body, parts)))
     }
 
     /// What is known of its answers to requests for several ranges.
     pub(super) fn sets(&self) -> &Ability {
         &self.transport.sets
+    }
+
+    /// Asks for `ranges`. Returns who answers, the answer, and what `check` says of it. When the
+    /// target refuses, the redirects are followed anew, once.
+    async fn answer<T>(
+        &self,
+        ranges: &[ByteRange],
+        patience: &Patience,
+        check: impl Fn(Head<'_>) -> Result<T, Failure>,
+    ) -> Result<(Address, Response, T), Failure> {
+        let target = self.target();
+        let ask = || self.ask(ranges, patience);
+        let failure = match self.answer_of(target.address, ask(), &check).await {
+            Err(Failure::Expired(error) | Failure::Absent(error)) => error,
+            other => return other,
+        };
+        tracing::info!("the redirects are followed anew: {failure}");
+        let alone = self.resolving.lock().await;
+        let now = self.target();
+        let again = if now.generation == target.generation {
+            self.resolve(ask(), &check).await
+        } else {
+            // Another request has done it while this one waited.
+            drop(alone);
+            self.answer_of(now.address, ask(), &check).await
+        };
+        match again {
+            Err(Failure::Expired(error) | Failure::Absent(error)) => Err(Failure::Final(error)),
+            other => other,
+        }
+    }
+
+    async fn answer_of<T>(
+        &self,
+        address: Address,
+        ask: Ask<'_>,
+        check: impl Fn(Head<'_>) -> Result<T, Failure>,
+    ) -> Result<(Address, Response, T), Failure> {
+        let response = self.transport.send(&address, ask).await?;
+        let found = check(head(&address, &response))?;
+        Ok((address, response, found))
+    }
+
+    async fn resolve<T>(
+        &self,
+        ask: Ask<'_>,
+        check: impl Fn(Head<'_>) -> Result<T, Failure>,
+    ) -> Result<(Address, Response, T), Failure> {
+        let (address, response) = self.transport.follow(&self.original, ask).await?;
+        let found = check(head(&address, &response))?;
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.generation += 1;
+        target.address = address.clone();
+        drop(target);
+        Ok((address, response, found))
+    }
+
+    fn ask<'a>(&'a self, ranges: &'a [ByteRange], patience: &Patience) -> Ask<'a> {
+        Ask {
+            ranges,
+            validator: Some(&self.source.validator),
+            phase: Phase::Reading,
+            stall: patience.stall(),
+        }
     }
 
     /// The next bytes of a body, `None` at its end. A body that is cut short is an error there.

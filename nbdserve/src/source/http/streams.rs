@@ -1,9 +1,9 @@
 //! How much to fetch when something is read: what is read, what is hinted at, and more of what
 //! is read in order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use super::store::PAGE;
+use super::store::{CHUNK, PAGE, chunks};
 use crate::ByteRange;
 
 /// The least that is fetched for a read out of the blue, and what it is aligned to. At 10 MB/s it
@@ -205,6 +205,29 @@ pub(super) fn merged(mut ranges: Vec<ByteRange>, near: u64) -> Vec<ByteRange> {
     merged
 }
 
+/// Of `ranges`, the first that have room in `most` bytes of memory.
+pub(super) fn fitting(ranges: &[ByteRange], most: u64) -> Vec<ByteRange> {
+    let mut taken = BTreeSet::new();
+    let mut fitting = Vec::new();
+    for range in ranges {
+        let end = chunks(*range).find(|index| {
+            let room = (taken.len() as u64) < most / CHUNK;
+            if room {
+                taken.insert(*index);
+            }
+            !taken.contains(index)
+        });
+        let Some(end) = end else {
+            fitting.push(*range);
+            continue;
+        };
+        let end = end.saturating_mul(CHUNK);
+        fitting.push(ByteRange::between(range.start(), end.max(range.start())));
+        break;
+    }
+    fitting
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,6 +342,58 @@ mod tests {
         }
         assert!(requests < 80, "{requests} requests for 256 hints");
         assert!(have <= last + 4 * MIB + 4 * MIB, "{have}");
+    }
+
+    #[test]
+    fn what_is_hinted_at_takes_no_more_chunks_than_there_are() {
+        let range = ByteRange::between;
+        let set = [
+            range(5 * CHUNK + 1, 5 * CHUNK + 2),
+            range(0, 1),
+            // In a chunk that was taken already.
+            range(5 * CHUNK + 9, 5 * CHUNK + 10),
+            range(CHUNK - 1, 4 * CHUNK),
+            range(9 * CHUNK, 9 * CHUNK + 1),
+        ];
+        assert_eq!(fitting(&set, 6 * CHUNK), set);
+        assert_eq!(
+            fitting(&set, 5 * CHUNK + 1),
+            [&set[..4], &[range(9 * CHUNK, 9 * CHUNK)]].concat()
+        );
+        let cut = range(CHUNK - 1, 3 * CHUNK);
+        assert_eq!(fitting(&set, 4 * CHUNK), [&set[..3], &[cut]].concat());
+        assert_eq!(fitting(&set, 0), [range(5 * CHUNK + 1, 5 * CHUNK + 1)]);
+        let all = range(0, u64::MAX);
+        assert_eq!(fitting(&[all, all], 7 * CHUNK), [range(0, 7 * CHUNK)]);
+    }
+
+    #[test]
+    fn ranges_that_touch_or_are_near_are_merged() {
+        let set = vec![
+            range(50, 10),
+            range(10, 5),
+            range(60, 5),
+            range(12, 1),
+            range(7, 0),
+        ];
+        let expected = [range(10, 5), range(50, 15)];
+        assert_eq!(merged(set.clone(), 0), expected);
+        assert_eq!(merged(set.clone(), 34), expected);
+        assert_eq!(merged(set, 35), [range(10, 55)]);
+        let far = vec![ByteRange::between(u64::MAX - 1, u64::MAX), range(0, 1)];
+        assert_eq!(merged(far.clone(), u64::MAX - 3).len(), 2);
+        assert_eq!(merged(far, u64::MAX).len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_guessed_within_a_set_of_hints() {
+        let mut streams = Streams::new(1 << 40, 4 * MIB);
+        let set: Vec<_> = (0..60).map(|at| range(at * MIB + 100, 10)).collect();
+        let pages: Vec<_> = (0..60).map(|at| range(at * MIB, PAGE)).collect();
+        assert_eq!(streams.hint_set(&set), pages);
+        for page in pages {
+            assert_eq!(streams.read(page), page);
+        }
     }
 
     #[test]
