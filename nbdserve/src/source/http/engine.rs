@@ -132,7 +132,9 @@ impl Engine {
     pub(super) fn read(self: &Arc<Self>, buf: &mut [u8], offset: u64) -> Result<()> {
         let range = ByteRange::of(buf, offset);
         let mut state = self.lock();
-        let want = state.streams.read(range);
+        let pages = state.store.pages(range);
+        let is_here = state.gaps(pages, self.disk.as_deref()).is_empty();
+        let want = state.streams.read(range, is_here);
         self.want(&mut state, want, true, self.limits.longest_guess());
 
         let mut at = range.start();
