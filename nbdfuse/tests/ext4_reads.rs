@@ -80,6 +80,48 @@ fn a_megabyte_of_a_file_is_one_read() {
     }
 }
 
+/// A far source, where the volume is watched: what is hinted at is what is read, block by block, and
+/// little is read that no hint has named before.
+#[test]
+fn a_watched_tree_is_read_as_it_was_foretold() {
+    let fill = "for d in $(seq 30); do mkdir -p top/$d; \
+        for f in $(seq -w 60); do head -c 9000 /dev/urandom > top/$d/$f-$(printf x%.0s $(seq 100)); done; done";
+    let bytes = image(64, "-b 4096", fill);
+    let (source, counts) = Counting::source(Memory::volume(bytes.clone()));
+    let watched = open(nbdserve::foresight::watch(&source, &source));
+    let plain = open(Memory::volume(bytes));
+    let top = find(&*watched, "top");
+    counts.reset();
+    let (mut entries, mut foretold) = (0, 0);
+    for d in 1..=30 {
+        let dir = watched.lookup(top, d.to_string().as_bytes()).unwrap();
+        let mut names = Vec::new();
+        let list = |fs: &dyn FileSystem, names: &mut Vec<(u64, Vec<u8>)>| {
+            fs.read_dir(dir, 0, &mut |entry| {
+                names.push((entry.ino, entry.name.to_vec()));
+                true
+            })
+            .unwrap();
+        };
+        let before = (counts.hint_sets().concat(), counts.read_ranges().len());
+        list(&*watched, &mut names);
+        let reads = counts.read_ranges();
+        let known = |read: &&ByteRange| before.0.iter().any(|hint| hint.contains(**read));
+        foretold += usize::from(reads[before.1..].iter().all(|read| known(&read)));
+        let mut expected = Vec::new();
+        list(&*plain, &mut expected);
+        assert_eq!(names, expected);
+        entries += names.len();
+        let (ino, _) = names[names.len() / 2];
+        let mut both = [vec![0; 9000], vec![0; 9000]];
+        watched.read(ino, 0, &mut both[0]).unwrap();
+        plain.read(ino, 0, &mut both[1]).unwrap();
+        assert!(both[0] == both[1]);
+    }
+    assert_eq!(entries, 30 * 62);
+    assert!(foretold >= 20, "{foretold} of 30 folders");
+}
+
 #[test]
 fn listing_a_large_directory_reads_each_block_once() {
     let fill = "mkdir many; cd many; seq -f 'a-name-of-some-length-%g' 5000 | xargs touch";

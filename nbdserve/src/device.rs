@@ -188,6 +188,13 @@ pub trait Device: Send + Sync + Debug {
         }
     }
 
+    /// Whether what one call of [`Self::will_need_parts`] names is had for about the price of one
+    /// range. Sources say it, and what gives such hints by itself (see [`crate::foresight`]); no
+    /// layer passes it on.
+    fn gathers(&self) -> bool {
+        false
+    }
+
     /// What tells these bytes from all others that were ever here: what was learnt about them, and
     /// what was decoded of them, is kept under it for the next mount. `None` for what may change
     /// without a trace, and for what is not a source. May wait a moment.

@@ -271,6 +271,12 @@ impl Volume {
         }
     }
 
+    /// As [`crate::Device::gathers`].
+    #[must_use]
+    pub fn gathers(&self) -> bool {
+        self.inner.device.gathers()
+    }
+
     /// Whether both are handles of one device.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)

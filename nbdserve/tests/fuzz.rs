@@ -775,6 +775,37 @@ fn simg_open() {
     fuzz("simg_open", simg_files);
 }
 
+/// File systems with an extent tree and with a block map, whose folder has nodes.
+fn ext_files() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, image) = (dir.path().join("root"), dir.path().join("image"));
+    fs::create_dir_all(root.join("sub/folder")).unwrap();
+    for n in 0..100 {
+        let name = format!("{n:03}{}", "x".repeat(200));
+        fs::write(root.join("sub").join(name), noise(1500, n)).unwrap();
+    }
+    fs::write(root.join("long"), noise(100_000, 1)).unwrap();
+    let forms = [
+        &["ext4", "-O", "^has_journal,meta_bg,^resize_inode"][..],
+        &["ext2"],
+    ];
+    let make = |form: &&[&str]| {
+        let mut command = tools::command("mke2fs");
+        command.args(["-q", "-F", "-b", "1024", "-N", "256", "-t"]);
+        command.args(*form).arg("-d").arg(&root);
+        tools::run_command(command.arg(&image).arg("600K"));
+        let made = fs::read(&image).unwrap();
+        fs::remove_file(&image).unwrap();
+        made
+    };
+    forms.iter().map(make).collect()
+}
+
+#[test]
+fn foresight() {
+    fuzz("foresight", ext_files);
+}
+
 /// The text of a group with volumes of several sorts.
 fn lvm_texts() -> Vec<Vec<u8>> {
     use lvm_forge::{group, logical, segment};

@@ -22,7 +22,7 @@ use nbdserve::prefetch::Prefetch;
 use nbdserve::references::References;
 use nbdserve::secret::{Remembered, Secrets};
 use nbdserve::source::OpenMode;
-use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, server};
+use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, foresight, server};
 
 use super::channel::Channel;
 use super::events::{self, FOREVER};
@@ -142,10 +142,17 @@ impl Server {
         let Some((ToServer::Attach(means), sockets)) = self.next_order()? else {
             return Ok(());
         };
+        let prefetched = resolved.volume.clone();
+        // A file is read by who knows what.
+        if !matches!(means, Means::File(_))
+            && let Some(source) = resolved.chain.first()
+        {
+            resolved.volume = foresight::watch(&resolved.volume, source);
+        }
         let shown = self.show(&request, &resolved, means, sockets, backing, &observer)?;
         self.say(&FromServer::Attached)?;
         if let Some(prefetch) = prefetch {
-            start_prefetch(prefetch, &resolved.volume, &cx)?;
+            start_prefetch(prefetch, &prefetched, &cx)?;
         }
         self.wait_for_the_end();
 

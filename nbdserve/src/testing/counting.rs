@@ -11,6 +11,7 @@ use crate::{
 pub struct Counting {
     below: Volume,
     counts: Counts,
+    gathers: bool,
 }
 
 /// What a [`Counting`] device was asked; clones see the same device.
@@ -32,10 +33,21 @@ impl Counting {
     /// A device over `below` that has counted nothing yet.
     #[must_use]
     pub fn volume(below: Volume) -> (Volume, Counts) {
+        Self::with(below, false)
+    }
+
+    /// As [`Self::volume`], as a source that has a set of ranges for the price of one.
+    #[must_use]
+    pub fn source(below: Volume) -> (Volume, Counts) {
+        Self::with(below, true)
+    }
+
+    fn with(below: Volume, gathers: bool) -> (Volume, Counts) {
         let counts = Counts::default();
         let device = Self {
             below,
             counts: counts.clone(),
+            gathers,
         };
         (Volume::new(device), counts)
     }
@@ -157,6 +169,10 @@ impl Device for Counting {
     fn will_need_parts(&self, ranges: &[ByteRange]) {
         self.counts.numbers().hints.push(ranges.to_vec());
         self.below.will_need_parts(ranges);
+    }
+
+    fn gathers(&self) -> bool {
+        self.gathers
     }
 
     fn close(&self) -> Result<()> {

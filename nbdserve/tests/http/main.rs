@@ -7,6 +7,7 @@
 mod apache;
 mod downloading;
 mod failing;
+mod foresight;
 mod kept;
 mod layers;
 mod opening;

@@ -15,8 +15,11 @@ use crate::tree::cache::Cache;
 /// Unit of reading and caching. Inode tables, directories and extent trees lie side by side, so
 /// the next blocks are usually wanted next.
 const CHUNK: u64 = 32 << 10;
-/// Chunks that are kept for sure; twice as many at most: 6 MiB.
-const CHUNKS_KEPT: usize = 96;
+/// As [`CHUNK`] where hints are given for what is read, as much as the kernel reads of an inode table:
+/// the more inodes pass by, the more is known.
+const CHUNK_AHEAD: u64 = 128 << 10;
+/// Bytes of chunks that are kept for sure; twice as many at most.
+const KEPT: u64 = 3 << 20;
 /// Block groups of 128 MiB, 16 TiB of them, are a sixteenth of this. The crate takes some 60 bytes
 /// for each before it reads them.
 const MAX_GROUPS: u64 = 1 << 21;
@@ -35,7 +38,11 @@ const S_CHECKSUM: usize = 0x3fc;
 /// Metadata of a file system on a volume, read-only.
 pub(super) struct Device {
     volume: Volume,
+    chunk: u64,
     chunks: Cache<u64, Arc<[u8]>>,
+    /// Single blocks, where there are hints: these name blocks, and the rest of a chunk would have
+    /// to be fetched besides.
+    blocks: Option<Cache<u64, Arc<[u8]>>>,
     /// What to show for the superblock in place of its bytes.
     superblock: Option<Vec<u8>>,
     /// What may still be read, in bytes.
@@ -76,9 +83,14 @@ impl Device {
         } else {
             None
         };
+        let kept = |len: u64| Cache::new((KEPT / len.max(1)) as usize);
+        let ahead = volume.gathers();
+        let chunk = if ahead { CHUNK_AHEAD } else { CHUNK };
         Ok(Self {
             volume,
-            chunks: Cache::new(CHUNKS_KEPT),
+            chunk,
+            chunks: kept(chunk),
+            blocks: ahead.then(|| kept(superblock.block_size().into())),
             superblock: shown,
             budget: AtomicU64::new(OPEN_BUDGET),
         })
@@ -118,11 +130,24 @@ impl Device {
     /// Forgets all chunks.
     pub(super) fn drop_cache(&self) {
         self.chunks.clear();
+        if let Some(blocks) = &self.blocks {
+            blocks.clear();
+        }
+    }
+
+    /// The `len` bytes of metadata at `offset`, if it is to be read block by block.
+    pub(super) fn read_block(&self, offset: u64, len: u32) -> Option<Result<Vec<u8>>> {
+        let blocks = self.blocks.as_ref()?;
+        let read = || {
+            let bytes = self.volume.read_vec(offset, len as usize)?;
+            Ok::<_, Error>(Arc::from(bytes))
+        };
+        Some(blocks.get_or_try(offset, read).map(|bytes| bytes.to_vec()))
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         // A long read is worth a request of its own, and would only push out what is kept.
-        if buf.len() as u64 >= CHUNK {
+        if buf.len() as u64 >= self.chunk {
             self.volume.read_at(buf, offset)?;
         } else {
             self.read_cached(offset, buf)?;
@@ -142,14 +167,14 @@ impl Device {
         let mut done = 0;
         while done < buf.len() {
             let at = offset.checked_add(done as u64).ok_or_else(beyond)?;
-            let start = at - at % CHUNK;
+            let start = at - at % self.chunk;
             let chunk = self.chunks.get_or_try(start, || {
                 let left = self.volume.size().saturating_sub(start);
-                // At most CHUNK, which fits.
-                let bytes = self.volume.read_vec(start, left.min(CHUNK) as usize)?;
+                // At most a chunk, which fits.
+                let bytes = self.volume.read_vec(start, left.min(self.chunk) as usize)?;
                 Ok::<_, Error>(Arc::from(bytes))
             })?;
-            // Below CHUNK.
+            // Below the length of a chunk.
             let skip = (at - start) as usize;
             let part = chunk
                 .get(skip..)
@@ -235,7 +260,9 @@ mod tests {
     fn what_is_read_while_opening_is_bounded() {
         let device = Device {
             volume: nbdserve::source::Memory::volume(DESCRIPTOR.repeat(1 << 17)),
+            chunk: CHUNK,
             chunks: Cache::new(1),
+            blocks: None,
             superblock: None,
             budget: AtomicU64::new(OPEN_BUDGET),
         };

@@ -213,7 +213,18 @@ impl Ext4 {
             let what = format!("metadata block {number} is not within the {count} blocks");
             return Err(FsError::corrupt(what));
         }
-        Ok(self.inner.read_block(number).map_err(error)?)
+        // What was replayed is known to the crate only.
+        let size = self.inner.sb.block_size();
+        let single = (!self.replayed)
+            .then(|| {
+                self.device
+                    .read_block(number.saturating_mul(size.into()), size)
+            })
+            .flatten();
+        match single {
+            Some(bytes) => Ok(bytes?),
+            None => Ok(self.inner.read_block(number).map_err(error)?),
+        }
     }
 }
 

@@ -132,7 +132,9 @@ impl Engine {
     pub(super) fn read(self: &Arc<Self>, buf: &mut [u8], offset: u64) -> Result<()> {
         let range = ByteRange::of(buf, offset);
         let mut state = self.lock();
-        let want = state.streams.read(range);
+        let pages = state.store.pages(range);
+        let is_here = state.gaps(pages, self.disk.as_deref()).is_empty();
+        let want = state.streams.read(range, is_here);
         self.want(&mut state, want, true, self.limits.longest_guess());
 
         let mut at = range.start();
@@ -217,7 +219,7 @@ impl Engine {
         let gaps: Vec<_> = gaps.collect();
         for ranges in self.remote.by_file(&gaps) {
             for ranges in ranges.chunks(MOST_RANGES) {
-                state.add_set(ranges);
+                state.add_set(ranges, false);
             }
         }
         self.start_waiting(&mut state, None);
@@ -234,7 +236,17 @@ impl Engine {
         if state.dead.is_some() {
             return;
         }
-        for mut gap in state.gaps(range, self.disk.as_deref()) {
+        let gaps = state.gaps(range, self.disk.as_deref());
+        let bytes: u64 = gaps.iter().map(|gap| gap.len()).sum();
+        let is_set = (2..=MOST_RANGES).contains(&gaps.len()) && bytes <= longest;
+        if is_set && self.remote.sets().may_be() {
+            // What is there already cuts it into pieces: still one request.
+            for ranges in self.remote.by_file(&gaps) {
+                state.add_set(&ranges, urgent);
+            }
+            return self.start_waiting(state, None);
+        }
+        for mut gap in gaps {
             while !gap.is_empty() {
                 let end = gap.start().saturating_add(longest).min(gap.end());
                 state.add_merged(ByteRange::between(gap.start(), end), urgent, longest);
@@ -435,11 +447,11 @@ impl State {
     }
 
     /// Adds flights that are asked for with one request.
-    fn add_set(&mut self, ranges: &[ByteRange]) {
+    fn add_set(&mut self, ranges: &[ByteRange], urgent: bool) {
         let set = (ranges.len() > 1).then_some(self.next_id);
         let before = self.flights.len();
         for range in ranges {
-            self.add(*range, false);
+            self.add(*range, urgent);
         }
         for flight in self.flights.iter_mut().skip(before) {
             flight.set = set;

@@ -244,6 +244,10 @@ impl Device for Http {
         self.engine.hint(ranges);
     }
 
+    fn gathers(&self) -> bool {
+        self.engine.remote.sets().may_be()
+    }
+
     fn source_identity(&self) -> Option<String> {
         self.identity.clone()
     }

@@ -79,7 +79,11 @@ impl Streams {
     /// double and a reader that stops has cost about twice what it used. The next piece is asked
     /// for when half of the last one is read. Nothing is guessed where there was a hint: whoever
     /// gives hints knows better.
-    pub(super) fn read(&mut self, range: ByteRange) -> ByteRange {
+    ///
+    /// Neither is there where all of `range` is there or on its way (`is_here`), but for what
+    /// continues a stream; and a read behind one that is not there has a neighbourhood like any
+    /// other.
+    pub(super) fn read(&mut self, range: ByteRange, is_here: bool) -> ByteRange {
         if self.hinted.iter().any(|hint| hint.range.contains(range)) {
             return self.align(range, PAGE);
         }
@@ -91,7 +95,7 @@ impl Streams {
         // The latest first: of two streams that meet, the one that is alive.
         let found = self.live.iter().rposition(continues);
         let Some(mut stream) = found.and_then(|at| self.live.remove(at)) else {
-            let window = self.align(range, WINDOW);
+            let window = self.align(range, if is_here { PAGE } else { WINDOW });
             if self.live.len() >= MOST_STREAMS {
                 self.live.pop_front();
             }
@@ -104,14 +108,14 @@ impl Streams {
             });
             return window;
         };
-        let want = self.continued(&mut stream, range);
+        let want = self.continued(&mut stream, range, is_here);
         self.live.push_back(stream);
         want
     }
 
-    fn continued(&self, stream: &mut Stream, range: ByteRange) -> ByteRange {
+    fn continued(&self, stream: &mut Stream, range: ByteRange, is_here: bool) -> ByteRange {
         if range.end() <= stream.next {
-            return self.align(range, PAGE);
+            return self.align(range, if is_here { PAGE } else { WINDOW });
         }
         stream.run = stream.run.saturating_add(range.len());
         stream.next = range.end();
@@ -243,7 +247,7 @@ mod tests {
     fn fetched(streams: &mut Streams, reads: impl Iterator<Item = ByteRange>) -> Vec<ByteRange> {
         let mut have: Vec<ByteRange> = Vec::new();
         for read in reads {
-            let want = streams.read(read);
+            let want = streams.read(read, false);
             assert!(want.contains(read));
             let start = have.iter().fold(want.start(), |start, got| {
                 if got.start() <= start && start < got.end() {
@@ -303,11 +307,11 @@ mod tests {
     fn a_read_out_of_the_blue_fetches_one_window() {
         let mut streams = Streams::new(1 << 40, 4 * MIB);
         for at in [5u64, 1 << 20, 7 << 30, 3 << 25] {
-            assert_eq!(streams.read(range(at, 4096)).len(), WINDOW);
+            assert_eq!(streams.read(range(at, 4096), false).len(), WINDOW);
         }
         let end = 1u64 << 40;
         assert_eq!(
-            streams.read(range(end - 10, 10)),
+            streams.read(range(end - 10, 10), false),
             range(end - WINDOW, WINDOW)
         );
     }
@@ -322,7 +326,7 @@ mod tests {
         streams.hint(range(5000 + MIB, MIB));
         for at in 0..16 {
             let read = range(5000 + at * 128 * KIB, 128 * KIB);
-            assert!(streams.read(read).len() <= 128 * KIB + PAGE);
+            assert!(streams.read(read, false).len() <= 128 * KIB + PAGE);
         }
     }
 
@@ -392,7 +396,7 @@ mod tests {
         let pages: Vec<_> = (0..60).map(|at| range(at * MIB, PAGE)).collect();
         assert_eq!(streams.hint_set(&set), pages);
         for page in pages {
-            assert_eq!(streams.read(page), page);
+            assert_eq!(streams.read(page, false), page);
         }
     }
 

@@ -7,6 +7,7 @@
 
 pub mod cow;
 mod disks;
+mod foresight;
 mod gzip;
 mod http;
 mod luks;
@@ -142,6 +143,10 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "simg_open",
         run: simg::open,
+    },
+    Target {
+        name: "foresight",
+        run: foresight::watch,
     },
     Target {
         name: "cow_open",
