@@ -510,6 +510,7 @@ mod tests {
         let keys = Keys {
             given: vec![Mutex::new(key)],
             terminal: Arc::new(Terminal::new()),
+            typed: Mutex::default(),
         };
         assert_eq!(keys.answer(&question(0)).unwrap().bytes(), b"key");
     }
