@@ -10,6 +10,7 @@ use super::header::{self, SUPERBLOCK, Superblock};
 use super::mark::{Mark, marked};
 use crate::bytes::{has, le64};
 use crate::layer::parts::Part;
+use crate::layer::scan::wide;
 use crate::layer::striped::Keeper;
 use crate::{ByteRange, Error, Kind, Result, Volume};
 
@@ -69,7 +70,7 @@ impl Mirror {
             let at = place.and_then(|at| part.range.start().checked_add(at));
             let data = found.data(member, 1)?;
             let data = ByteRange::new(data.0, data.1);
-            let own = at.and_then(|at| ByteRange::new(at, SUPERBLOCK as u64));
+            let own = at.and_then(|at| ByteRange::new(at, wide(SUPERBLOCK)));
             let (Some(at), Some(data), Some(own)) = (at, data, own) else {
                 return Ok(Err(format!("{part} has no room for its superblock")));
             };

@@ -68,7 +68,7 @@ impl Arrays {
                 None => {}
             }
         }
-        found.add_lone(&mut members, lone);
+        found.add_lone(&mut members, &lone);
         if members.is_empty() && damage.is_none() {
             let part = parts::whole(below);
             let head = below.read_vec(0, head_len(&part))?;
@@ -92,10 +92,10 @@ impl Arrays {
 
     /// Adds those of `lone` that belong to an array of `members`, or are all of an array. The others
     /// are notes.
-    fn add_lone(&mut self, members: &mut Vec<Member>, lone: Vec<Member>) {
+    fn add_lone(&mut self, members: &mut Vec<Member>, lone: &[Member]) {
         let id = |member: &Member| member.superblock.array.id.clone();
         let known: Vec<String> = members.iter().map(id).collect();
-        for member in &lone {
+        for member in lone {
             let same = lone.iter().filter(|other| id(other) == id(member));
             let array = Found::new(same.cloned().collect());
             if known.contains(&id(member)) || array.is_some_and(|array| array.is_complete()) {
