@@ -114,7 +114,7 @@ struct Sectors {
     step: u64,
 }
 
-/// Bytes of stack that the ciphers use. A thousandth of the time of a piece.
+/// Bytes of stack that the ciphers use: wiped after each request.
 const STACK: usize = 8 << 10;
 /// What is done with a piece, see `SectorCipher::spread`.
 type Work<'a> = dyn Fn(&mut [u8], u64, u64) -> Result<()> + Sync + 'a;
@@ -233,7 +233,7 @@ impl SectorCipher {
         let units = u64::try_from(PIECE / IV_UNIT).unwrap_or(0);
         let len = u64::try_from(PIECE).unwrap_or(0);
         let next = Mutex::new(buf.chunks_mut(PIECE).zip(0_u64..));
-        let work = || {
+        let all = || {
             loop {
                 let piece = next.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((piece, index)) = piece else {
@@ -243,6 +243,8 @@ impl SectorCipher {
                 work(piece, number, index.saturating_mul(len))?;
             }
         };
+        // A compiler that is short of registers puts round keys on the stack.
+        let work = || with_wiped_stack::<STACK, _>(all);
         let result = if workers <= 1 {
             work()
         } else {
@@ -273,11 +275,10 @@ impl SectorCipher {
             number,
             step: self.step,
         };
-        // A compiler that is short of registers puts round keys on the stack.
-        with_wiped_stack::<STACK, _>(|| match &self.mode {
+        match &self.mode {
             Mode::Xts(mode) => mode.run(buf, sectors, &self.iv, direction),
             Mode::Cbc(mode) => mode.run(buf, sectors, &self.iv, direction),
-        });
+        }
     }
 }
 
