@@ -76,8 +76,12 @@ class Uses:
         use()
         return time.monotonic() - begin
 
-    def _read_all(self, target: Path, user: bool) -> None:
-        run(self.bench.command(["dd", f"if={target}", "of=/dev/null", "bs=1M", "status=none"], user))
+    def _read_all(self, target: Path, user: bool, *flags: str) -> None:
+        run(self.bench.command(["dd", f"if={target}", "of=/dev/null", "bs=1M", "status=none", *flags], user))
+
+    def _read_direct(self, target: Path, user: bool) -> None:
+        """Past the page cache, as programs read that have a cache of their own."""
+        self._read_all(target, user, "iflag=direct")
 
     def _tar(self, target: Path, user: bool, what: tuple[str, ...] = ALL) -> None:
         # Into a pipe: tar notices /dev/null and leaves the contents out.

@@ -1,8 +1,9 @@
 //! Memory for decoded bytes: mappings that are used again and again.
 //!
 //! A fresh mapping costs a page fault for each of its pages, which all in all takes longer than a
-//! fast codec takes to fill them. So the pages come with the mapping, in one call, long mappings
-//! have huge pages, and mappings that are not in use are kept for whoever comes next.
+//! fast codec takes to fill them. So the pages come with the mapping, in one call (those of a long
+//! one are huge, and come step by step), and mappings that are not in use are kept for whoever comes
+//! next.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -17,10 +18,10 @@ use libc::c_void;
 const SMALL: usize = 128 << 10;
 /// Bytes of mappings that are kept for the next use.
 const SPARE: usize = 16 << 20;
-/// From this length on a mapping is worth huge pages.
+/// From this length on a mapping has huge pages.
 const HUGE: usize = 2 << 20;
-/// The pages of a longer mapping come one by one: who only needs its beginning shall not wait for all
-/// of them.
+/// The pages of a mapping that has huge ones come in steps of this: who only needs its beginning shall not wait for
+/// all of them.
 const AT_ONCE: usize = 8 << 20;
 /// What the pages that are given back are multiples of.
 const PAGE: usize = 4096;
@@ -167,10 +168,18 @@ pub(crate) struct Filling {
 impl Filling {
     /// Where the next bytes go: all that was not written.
     pub(crate) fn spare(&mut self) -> &mut [u8] {
+        self.have_pages();
         let len = self.area.len.saturating_sub(self.written);
         // SAFETY: within what is allocated and has a content; nobody reads it before it is ready,
         // and nobody else can write.
         unsafe { slice::from_raw_parts_mut(self.area.at.as_ptr().add(self.written), len) }
+    }
+
+    /// Has the pages that come next.
+    fn have_pages(&self) {
+        if let Some(map) = &self.area.map {
+            map.have_pages(self.written);
+        }
     }
 
     /// The next `len` bytes were written.
@@ -213,6 +222,7 @@ impl Filling {
 
     /// All of the area, for a decoder that looks back into what it has written.
     pub(crate) fn room(&mut self) -> Room<'_> {
+        self.have_pages();
         Room(self)
     }
 }
@@ -256,6 +266,8 @@ unsafe impl zstd_safe::WriteBuf for Room<'_> {
 struct Map {
     at: NonNull<u8>,
     len: usize,
+    /// Bytes from the start on that have pages.
+    paged: AtomicUsize,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread, and this owns it as a box does.
@@ -295,7 +307,8 @@ impl Map {
     fn new(len: usize) -> Option<Self> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        if len < HUGE {
+        let huge = len >= HUGE;
+        if !huge {
             flags |= libc::MAP_POPULATE;
         }
         // SAFETY: a new mapping, where the system likes.
@@ -303,18 +316,30 @@ impl Map {
         if at == libc::MAP_FAILED {
             return None;
         }
-        if len >= HUGE {
-            // Both are about speed: where they fail, pages are small and come when they are touched.
-            // SAFETY: the mapping, which nobody else knows of.
-            unsafe {
-                libc::madvise(at, len, libc::MADV_HUGEPAGE);
-                if len <= AT_ONCE {
-                    libc::madvise(at, len, libc::MADV_POPULATE_WRITE);
-                }
-            }
+        if huge {
+            // SAFETY: the mapping. Where the kernel has no huge pages it has others.
+            unsafe { libc::madvise(at, len, libc::MADV_HUGEPAGE) };
         }
         let at = NonNull::new(at.cast::<u8>())?;
-        Some(Self { at, len })
+        let paged = AtomicUsize::new(if huge { 0 } else { len });
+        Some(Self { at, len, paged })
+    }
+
+    /// Sees to it that the bytes behind `written` have pages, some of them.
+    fn have_pages(&self, written: usize) {
+        let paged = self.paged.load(Ordering::Relaxed);
+        if paged >= self.len || written < paged {
+            return;
+        }
+        let end = written.saturating_add(AT_ONCE).min(self.len);
+        self.paged.store(end, Ordering::Relaxed);
+        let first = paged / PAGE * PAGE;
+        // SAFETY: pages of the mapping; what they hold does not change. Where the kernel (before 5.14)
+        // cannot do it, they come when they are touched.
+        unsafe {
+            let at = self.at.as_ptr().add(first).cast::<c_void>();
+            libc::madvise(at, end.saturating_sub(first), libc::MADV_POPULATE_WRITE);
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -365,7 +390,7 @@ mod tests {
 
     #[test]
     fn an_area_shows_what_is_ready_and_nothing_else() {
-        for len in [10, SMALL - 1, SMALL, PIECE, HUGE + 5] {
+        for len in [10, SMALL - 1, SMALL, PIECE, 2 * AT_ONCE + 5] {
             let (area, mut filling) = Area::start(len).unwrap();
             assert_eq!(filling.spare().len(), len);
             filling.spare()[..5].fill(7);
@@ -380,6 +405,8 @@ mod tests {
             let reversed = area.get(3..2);
             assert_eq!(reversed, None);
             assert_eq!(filling.spare().len(), len - 5);
+            let spare = filling.spare().len();
+            filling.spare()[spare - 1] = 1;
             filling.advance(len);
             assert_eq!(filling.spare().len(), 0);
         }
