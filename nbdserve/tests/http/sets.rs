@@ -74,8 +74,12 @@ fn scattered_pages_are_one_request_and_hardly_more_bytes() {
     let fetched = http.stats().bytes as usize;
     assert!(fetched <= 256 * KIB + 60 * (PAGE + 200), "{fetched}");
     assert_eq!(http.stats().retries, 0);
-    // Nothing was left unread on the connection.
-    assert_eq!(server.connections(), 1);
+    // Nothing is left unread on the connection: it serves again. One request may find it busy with the
+    // last bytes of the one before.
+    for at in 0..5 {
+        read(&http, (at * 12 + 2) * MIB + 512 * KIB, 10);
+    }
+    assert!(server.connections() <= 2, "{}", server.connections());
 }
 
 #[test]

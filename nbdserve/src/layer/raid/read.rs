@@ -125,15 +125,9 @@ impl Arrays {
             if version.is_at_end() && !at_end {
                 continue;
             }
-            match read(below, part, head, version) {
+            match member(below, part, head, version) {
                 Ok(None) => {}
-                Ok(Some((superblock, bad_blocks))) => {
-                    return Ok(Some(Member {
-                        part: part.clone(),
-                        superblock,
-                        bad_blocks,
-                    }));
-                }
+                Ok(found) => return Ok(found),
                 Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
                     self.notes.push(format!("{part}: {error}"));
                     damage.get_or_insert(error);
@@ -145,21 +139,25 @@ impl Arrays {
     }
 }
 
+/// The member that `part` is by a superblock of this version.
+fn member(below: &Volume, part: &Part, head: &[u8], version: Version) -> Result<Option<Member>> {
+    let found = read(below, part, head, version)?;
+    Ok(found.map(|(superblock, bad_blocks)| Member {
+        part: part.clone(),
+        superblock,
+        bad_blocks,
+    }))
+}
+
 /// The member that `part` is by a sound superblock at its end.
 fn at_end_of(below: &Volume, part: &Part, head: &[u8]) -> Result<Option<Member>> {
     for version in Version::ALL
         .into_iter()
         .filter(|version| version.is_at_end())
     {
-        match read(below, part, head, version) {
+        match member(below, part, head, version) {
             Ok(None) => {}
-            Ok(Some((superblock, bad_blocks))) => {
-                return Ok(Some(Member {
-                    part: part.clone(),
-                    superblock,
-                    bad_blocks,
-                }));
-            }
+            Ok(found) => return Ok(found),
             // Nothing else says that there should be one.
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
                 tracing::debug!("{part}: {error}");
