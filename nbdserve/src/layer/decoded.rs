@@ -257,6 +257,14 @@ impl<L: Layout> Decoded<L> {
         }
     }
 
+    /// Bytes of a block were given to a reader, who `passes` over it.
+    fn served(&self, number: u64, block: ByteRange, passes: bool) {
+        self.learn(number, block);
+        if passes {
+            self.blocks.passed(number);
+        }
+    }
+
     /// Begins to decode what this read needs and, when it belongs to a sequential stream, what
     /// the next ones will. Whether it does.
     fn begin(&self, range: ByteRange) -> bool {
@@ -334,10 +342,7 @@ impl<L: Layout> Device for Decoded<L> {
             let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut(len.min(rest.len()));
             self.blocks.read(number, skip, now)?;
-            self.learn(number, block);
-            if passes {
-                self.blocks.passed(number);
-            }
+            self.served(number, block, passes);
             rest = later;
         }
         Ok(())
@@ -354,10 +359,7 @@ impl<L: Layout> Device for Decoded<L> {
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
         let lent = self.blocks.lend(number, skip, len)?;
         if lent.is_some() {
-            self.learn(number, block);
-            if passes {
-                self.blocks.passed(number);
-            }
+            self.served(number, block, passes);
         }
         Ok(lent)
     }

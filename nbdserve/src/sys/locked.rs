@@ -8,12 +8,13 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::ptr::{self, NonNull};
-use std::slice;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_void;
 use zeroize::Zeroize;
+
+use super::mapping::Mapping;
 
 /// More than this at once is not locked: the limit for a process may be little more, and what comes
 /// later is needed for longer.
@@ -21,60 +22,35 @@ const MOST_LOCKED: usize = 1 << 20;
 /// Alignment that a mapping has at least.
 const ALIGNMENT: usize = 4096;
 
-/// An anonymous mapping, zeroed in the beginning.
-struct Pages {
-    at: NonNull<u8>,
-    /// At least 1.
-    len: usize,
-}
-
-// SAFETY: a mapping belongs to the process, not to a thread, and this owns it as a box does.
-unsafe impl Send for Pages {}
-// SAFETY: as above.
-unsafe impl Sync for Pages {}
+/// Pages of their own, zeroed in the beginning and wiped in the end.
+struct Pages(Mapping);
 
 impl Pages {
     /// Without memory it ends the process, as the heap does.
     fn new(len: usize) -> Self {
         let len = len.max(1);
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping, where the system likes.
-        let at = unsafe { libc::mmap(ptr::null_mut(), len, access, flags, -1, 0) };
-        let found = NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED);
-        let Some(found) = found else {
+        let Some(mapping) = Mapping::new(len, 0) else {
             let layout = Layout::from_size_align(len, ALIGNMENT);
             handle_alloc_error(layout.unwrap_or(Layout::new::<[u8; ALIGNMENT]>()));
         };
         for advice in [libc::MADV_DONTDUMP, libc::MADV_WIPEONFORK] {
             // Best effort: both are for the case that something else fails.
-            // SAFETY: these advices are about the mapping that was just made, which nobody else has.
-            unsafe { libc::madvise(at, len, advice) };
+            // SAFETY: they change nothing for this process.
+            unsafe { mapping.advise(0..len, advice) };
         }
-        // SAFETY: as above.
+        let at = mapping.at().as_ptr().cast::<c_void>();
+        // SAFETY: the mapping that was just made.
         if len > MOST_LOCKED || unsafe { libc::mlock(at, len) } != 0 {
             unlocked();
         }
-        Self { at: found, len }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` bytes are mapped from there as long as this lives, and the pages of an
-        // anonymous mapping have a content from the beginning.
-        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; nobody else has the mapping.
-        unsafe { slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+        Self(mapping)
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        self.bytes_mut().zeroize();
-        // SAFETY: mapped with this length; nobody has a reference into it any more. That unlocks it.
-        unsafe { libc::munmap(self.at.as_ptr().cast::<c_void>(), self.len) };
+        // Then it is unmapped, which unlocks it.
+        self.0.bytes_mut().zeroize();
     }
 }
 
@@ -98,7 +74,7 @@ impl<T> Locked<T> {
         const { assert!(align_of::<T>() <= ALIGNMENT) };
         let pages = Pages::new(size_of::<T>());
         // SAFETY: the mapping is as large as a `T`, aligned for it, and holds nothing.
-        unsafe { pages.at.cast::<T>().write(value) };
+        unsafe { pages.0.at().cast::<T>().write(value) };
         Self {
             pages,
             owned: PhantomData,
@@ -111,7 +87,7 @@ impl<T> Deref for Locked<T> {
 
     fn deref(&self) -> &T {
         // SAFETY: `new` has put a `T` there, and it is dropped with this only.
-        unsafe { self.pages.at.cast::<T>().as_ref() }
+        unsafe { self.pages.0.at().cast::<T>().as_ref() }
     }
 }
 
@@ -119,7 +95,7 @@ impl<T> Drop for Locked<T> {
     fn drop(&mut self) {
         // SAFETY: `new` has put a `T` there; nobody has a reference to it any more, and the pages have
         // nothing to drop but bytes.
-        unsafe { ptr::drop_in_place(self.pages.at.cast::<T>().as_ptr()) };
+        unsafe { ptr::drop_in_place(self.pages.0.at().cast::<T>().as_ptr()) };
     }
 }
 
@@ -167,14 +143,14 @@ impl Deref for LockedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.pages.bytes()[..self.len]
+        &self.pages.0.bytes()[..self.len]
     }
 }
 
 impl DerefMut for LockedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
         let len = self.len;
-        &mut self.pages.bytes_mut()[..len]
+        &mut self.pages.0.bytes_mut()[..len]
     }
 }
 
@@ -241,7 +217,7 @@ mod tests {
         bytes.truncate(9);
         bytes.truncate(100);
         assert_eq!(&bytes[..], b"swordfish");
-        assert!(bytes.pages.bytes()[9..].iter().all(|byte| *byte == 0));
+        assert!(bytes.pages.0.bytes()[9..].iter().all(|byte| *byte == 0));
         assert!(LockedBytes::new(0).is_empty());
     }
 

@@ -12,7 +12,7 @@ use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use libc::c_void;
+use super::mapping::Mapping;
 
 /// Less than this is left to the heap.
 const SMALL: usize = 128 << 10;
@@ -62,7 +62,7 @@ impl Deref for Memory {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Held::Heap(bytes) => bytes,
-            Held::Mapped(map) => map.as_ref().map_or(&[], Map::bytes),
+            Held::Mapped(map) => map.as_ref().map_or(&[], |map| map.mapping.bytes()),
         }
     }
 }
@@ -71,7 +71,7 @@ impl DerefMut for Memory {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Held::Heap(bytes) => bytes,
-            Held::Mapped(map) => map.as_mut().map_or(&mut [], Map::bytes_mut),
+            Held::Mapped(map) => map.as_mut().map_or(&mut [], |map| map.mapping.bytes_mut()),
         }
     }
 }
@@ -111,7 +111,7 @@ impl Area {
             (NonNull::new(heap.cast::<u8>())?, None)
         } else {
             let map = Map::used_again(len)?;
-            (map.at, Some(map))
+            (map.mapping.at(), Some(map))
         };
         let area = Arc::new(Self {
             at,
@@ -206,17 +206,19 @@ impl Filling {
 
     /// The `len` bytes from `start` on are zero: their pages are given back. They still read as zeroes.
     pub(crate) fn forget_zeroes(&mut self, start: usize, len: usize) {
-        let end = start.saturating_add(len).min(self.written);
+        let end = start.saturating_add(len).min(self.written) / PAGE * PAGE;
         let first = start.next_multiple_of(PAGE);
-        let len = (end / PAGE * PAGE).saturating_sub(first);
-        if self.area.map.is_some() && len > 0 {
-            debug_assert!(self.written(first, len).iter().all(|byte| *byte == 0));
-            // SAFETY: whole pages of the mapping. An anonymous page that is not there is zero, as these
-            // are, so who reads them at this moment sees no change.
-            unsafe {
-                let at = self.area.at.as_ptr().add(first);
-                libc::madvise(at.cast::<c_void>(), len, libc::MADV_DONTNEED);
-            }
+        if let Some(map) = &self.area.map
+            && first < end
+        {
+            debug_assert!(
+                self.written(first, end - first)
+                    .iter()
+                    .all(|byte| *byte == 0)
+            );
+            // SAFETY: whole pages. An anonymous page that is not there is zero, as these are, so who reads
+            // them at this moment sees no change.
+            unsafe { map.mapping.advise(first..end, libc::MADV_DONTNEED) };
         }
     }
 
@@ -261,26 +263,20 @@ unsafe impl zstd_safe::WriteBuf for Room<'_> {
     }
 }
 
-/// An anonymous mapping, all of it readable and writable.
+/// A mapping that is used again.
 #[derive(Debug)]
 struct Map {
-    at: NonNull<u8>,
-    len: usize,
+    mapping: Mapping,
     /// Bytes from the start on that have pages.
     paged: AtomicUsize,
 }
-
-// SAFETY: a mapping belongs to the process, not to a thread, and this owns it as a box does.
-unsafe impl Send for Map {}
-// SAFETY: as above.
-unsafe impl Sync for Map {}
 
 impl Map {
     /// One that nobody uses, or a new one.
     fn used_again(len: usize) -> Option<Self> {
         let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
         // What was given back last is the warmest.
-        let found = spares.iter().rposition(|map| map.len == len);
+        let found = spares.iter().rposition(|map| map.len() == len);
         let map = found.map(|at| spares.swap_remove(at));
         drop(spares);
         match map {
@@ -292,9 +288,9 @@ impl Map {
     /// Keeps it for the next use, if there is room.
     fn give_back(self) {
         let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: usize = spares.iter().map(|spare| spare.len).sum();
+        let bytes: usize = spares.iter().map(Map::len).sum();
         // What has no room is unmapped after the lock is gone.
-        let gone = if bytes.saturating_add(self.len) <= SPARE {
+        let gone = if bytes.saturating_add(self.len()) <= SPARE {
             spares.push(self);
             None
         } else {
@@ -305,59 +301,32 @@ impl Map {
     }
 
     fn new(len: usize) -> Option<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let huge = len >= HUGE;
-        if !huge {
-            flags |= libc::MAP_POPULATE;
-        }
-        // SAFETY: a new mapping, where the system likes.
-        let at = unsafe { libc::mmap(ptr::null_mut(), len, access, flags, -1, 0) };
-        if at == libc::MAP_FAILED {
-            return None;
-        }
+        let mapping = Mapping::new(len, if huge { 0 } else { libc::MAP_POPULATE })?;
         if huge {
-            // SAFETY: the mapping. Where the kernel has no huge pages it has others.
-            unsafe { libc::madvise(at, len, libc::MADV_HUGEPAGE) };
+            // SAFETY: about the pages, not what they hold. Where the kernel has no huge ones it has others.
+            unsafe { mapping.advise(0..len, libc::MADV_HUGEPAGE) };
         }
-        let at = NonNull::new(at.cast::<u8>())?;
         let paged = AtomicUsize::new(if huge { 0 } else { len });
-        Some(Self { at, len, paged })
+        Some(Self { mapping, paged })
+    }
+
+    fn len(&self) -> usize {
+        self.mapping.len()
     }
 
     /// Sees to it that the bytes behind `written` have pages, some of them.
     fn have_pages(&self, written: usize) {
         let paged = self.paged.load(Ordering::Relaxed);
-        if paged >= self.len || written < paged {
+        if paged >= self.len() || written < paged {
             return;
         }
-        let end = written.saturating_add(AT_ONCE).min(self.len);
+        let end = written.saturating_add(AT_ONCE).min(self.len());
         self.paged.store(end, Ordering::Relaxed);
         let first = paged / PAGE * PAGE;
-        // SAFETY: pages of the mapping; what they hold does not change. Where the kernel (before 5.14)
-        // cannot do it, they come when they are touched.
-        unsafe {
-            let at = self.at.as_ptr().add(first).cast::<c_void>();
-            libc::madvise(at, end.saturating_sub(first), libc::MADV_POPULATE_WRITE);
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` bytes are mapped from there as long as this lives, and the pages of an
-        // anonymous mapping have a content from the beginning.
-        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; nobody else has the mapping.
-        unsafe { slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: mapped with this length; nobody has a reference into it any more.
-        unsafe { libc::munmap(self.at.as_ptr().cast::<c_void>(), self.len) };
+        // SAFETY: what the pages hold does not change. Where the kernel (before 5.14) cannot do it, they
+        // come when they are touched.
+        unsafe { self.mapping.advise(first..end, libc::MADV_POPULATE_WRITE) };
     }
 }
 
@@ -432,7 +401,7 @@ mod tests {
     fn what_is_kept_for_the_next_use_is_bounded() {
         let all: Vec<_> = (0..64).map(|_| Memory::new(PIECE).unwrap()).collect();
         drop(all);
-        let bytes: usize = SPARES.lock().unwrap().iter().map(|map| map.len).sum();
+        let bytes: usize = SPARES.lock().unwrap().iter().map(Map::len).sum();
         // Other tests of this process use it, too.
         assert!(bytes <= SPARE);
     }

@@ -4,6 +4,7 @@
 
 pub(crate) mod locked;
 pub(crate) mod lzma;
+mod mapping;
 pub(crate) mod memory;
 pub(crate) mod ofd_lock;
 pub(crate) mod zlib;
