@@ -8,7 +8,7 @@ use super::fs::{self, Class};
 use super::resolve::{LooksLikeRoot, Resolved, Step};
 use super::sample::{read_sample, strongest};
 use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
-use crate::error::escape;
+use crate::error::{escape, quote};
 use crate::layer::cow::{self, COW};
 use crate::layer::luks::LUKS;
 use crate::layer::partition::PARTITION;
@@ -427,14 +427,14 @@ impl<'a> Walk<'a> {
     }
 
     pub(super) fn no_table(&self, wanted: &str, content: &Content) -> Error {
-        let (what, wanted) = (self.what(), crate::error::escape(wanted));
+        let (what, wanted) = (self.what(), quote(wanted));
         let found = match content {
             Content::FileSystem(info) | Content::Other(info) => format!("it is {info}"),
             Content::Disk | Content::Bytes | Content::Locked(_) => {
                 "it is nothing we know".to_owned()
             }
         };
-        let what = format!("{what} has no partition table to find \"{wanted}\" in: {found}");
+        let what = format!("{what} has no partition table to find {wanted} in: {found}");
         Error::new(Kind::NotThisFormat, what)
     }
 
