@@ -7,6 +7,7 @@
 pub(crate) mod archive;
 pub mod bzip2;
 pub mod cow;
+mod cut;
 mod decoded;
 mod deflate;
 pub mod gzip;

@@ -116,7 +116,12 @@ impl Info {
                     kept: cost.kept,
                 }),
                 evidence: step.map(|step| step.evidence.clone()),
-                notes: step.map(|step| step.notes.clone()).unwrap_or_default(),
+                notes: step
+                    .map_or(&resolved.source_notes, |step| &step.notes)
+                    .iter()
+                    .cloned()
+                    .chain(volume.notes())
+                    .collect(),
             });
         }
         let table = resolved.table.as_ref();

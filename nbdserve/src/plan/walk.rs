@@ -14,6 +14,7 @@ use crate::layer::luks::LUKS;
 use crate::layer::partition::PARTITION;
 use crate::layer::raid::read::Depth;
 use crate::layer::split::SPLIT;
+use crate::layer::vhd::damaged_footer;
 use crate::layer::{Verdict, lvm, raid};
 use crate::source::split::{Series, first_of};
 use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
@@ -53,6 +54,7 @@ pub(super) struct Walk<'a> {
     pub(super) volume: Volume,
     pub(super) chain: Vec<Volume>,
     steps: Vec<Step>,
+    source_notes: Vec<String>,
     pub(super) source_range: Option<ByteRange>,
     /// Of the partition table that was met last.
     partitions: Option<Partitions>,
@@ -92,6 +94,7 @@ impl<'a> Walk<'a> {
             chain: vec![source.clone()],
             volume: source,
             steps: Vec::new(),
+            source_notes: Vec::new(),
             partitions: None,
             group: None,
             partition: None,
@@ -218,11 +221,9 @@ impl<'a> Walk<'a> {
             true => None,
             false => inside(&spec.to_string()),
         };
-        let volume_notes = volume.notes();
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
-        notes.extend(volume_notes);
         self.steps.push(Step {
             layer: spec,
             evidence,
@@ -242,7 +243,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Probes the innermost volume.
-    pub(super) fn look(&self, pick: &Pick, raw: bool) -> Result<Found> {
+    pub(super) fn look(&mut self, pick: &Pick, raw: bool) -> Result<Found> {
         if self.volume.size() == 0 {
             let what = format!("{} is empty", self.what());
             return Err(Error::new(Kind::NotThisFormat, what));
@@ -267,6 +268,9 @@ impl<'a> Walk<'a> {
         {
             return Ok(Found::Layer(layer.name.parse()?, evidence));
         }
+        if let (false, Some((damage, before))) = (raw, damaged_footer(&sample)) {
+            self.note_damaged_footer(&damage, before);
+        }
         if let Some((confidence, evidence)) = table
             && (wants_partition || weight.is_none_or(|weight| confidence > weight))
         {
@@ -277,6 +281,32 @@ impl<'a> Walk<'a> {
             Some((info, _)) => Content::Other(info),
             None => Content::Bytes,
         }))
+    }
+
+    /// Says of the innermost volume that it may be a fixed vhd.
+    fn note_damaged_footer(&mut self, damage: &Error, before: u64) {
+        if self
+            .steps
+            .last()
+            .is_some_and(|step| step.layer.name() == COW.name)
+        {
+            // It was said of what is below.
+            return;
+        }
+        let steps = self.steps.iter();
+        let outer: String = steps
+            .map(|step| format!("--layer {} ", step.layer))
+            .collect();
+        let note = format!(
+            "the last 512 bytes look like the footer of a vhd, and {damage}: they are taken for a part of \
+             the disk; {outer}--layer offset:0,size={before} leaves them out"
+        );
+        let notes = match self.steps.last_mut() {
+            Some(step) => &mut step.notes,
+            None => &mut self.source_notes,
+        };
+        tracing::warn!("{}: {note}", self.name);
+        notes.push(note);
     }
 
     /// Keeps the partitions, and chooses one, or a volume on them, unless the whole is meant.
@@ -492,6 +522,7 @@ impl<'a> Walk<'a> {
             plan,
             volume: self.volume,
             chain: self.chain,
+            source_notes: self.source_notes,
             steps: self.steps,
             table: self.partitions.and_then(|partitions| partitions.table),
             partitions: known,

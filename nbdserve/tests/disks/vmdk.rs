@@ -9,8 +9,9 @@ use nbdserve::testing::{Counting, conformance, noise, tools};
 use nbdserve::{ByteRange, Kind};
 
 use crate::tools::{
-    MIB, Made, convert, cx, disk, error_of, error_of_file, is_probed, is_right_or_refused,
-    lie_in_each_field, open_bytes, open_file, our_data, qemu_data, qemu_reads, read_all, with,
+    MIB, Made, a_cut_is_told_of, convert, cx, disk, error_of, error_of_file, is_probed,
+    is_right_or_refused, lie_in_each_field, open_bytes, open_file, our_data, qemu_data, qemu_reads,
+    read_all, with,
 };
 
 const ONE_FILE: &[&str] = &["monolithicSparse", "streamOptimized"];
@@ -363,6 +364,34 @@ fn a_file_that_is_cut_is_corrupt() {
             assert_eq!(error.kind(), Kind::Corrupt, "{subformat} {len}: {error}");
         }
     }
+}
+
+#[test]
+fn what_was_cut_off_is_told_of() {
+    let disk = disk(3);
+    for subformat in ONE_FILE {
+        let image = made(&disk, subformat).bytes();
+        let first = table(&image);
+        let entries = (first..first + 4 * 48).step_by(4);
+        let last = entries.map(|at| le32(&image, at)).max().unwrap() * 512;
+        for len in [last, last + 600, last - 1] {
+            a_cut_is_told_of(&VMDK, &image, len, &disk);
+        }
+    }
+}
+
+#[test]
+fn an_extent_that_was_cut_off_is_named() {
+    let part = made(&disk(3), "monolithicSparse").bytes();
+    let sectors = 3 * MIB / 512;
+    let one = format!("RW {sectors} SPARSE \"a.vmdk\"\nRW {sectors} SPARSE \"b.vmdk\"\n");
+    let cut = &part[..part.len() - 100];
+    let (_dir, path) = described(&one, &[("a.vmdk", &part), ("b.vmdk", cut)]);
+    let notes = open_file(&VMDK, &path).unwrap().notes();
+    assert!(
+        notes.len() == 1 && notes[0].starts_with("extent 2: the file was cut off"),
+        "{notes:?}"
+    );
 }
 
 /// A folder with a descriptor of these extents, and these files.

@@ -105,7 +105,6 @@ pub(super) fn backing(
         let what = format!("cannot open the backing file {shown}");
         Error::new(error.kind(), what).caused_by(error)
     })?;
-    notes.extend(volume.notes());
     Ok(Some(volume))
 }
 

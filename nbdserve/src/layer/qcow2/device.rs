@@ -329,7 +329,8 @@ impl Device for Qcow2 {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        let backing = self.backing.iter().flat_map(Volume::notes);
+        self.notes.iter().cloned().chain(backing).collect()
     }
 
     fn block_stats(&self) -> Option<BlockStats> {

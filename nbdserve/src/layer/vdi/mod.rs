@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use header::{ENTRY, Entry, Header};
 
+use super::cut::{Farthest, cut_off, noted};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::Pages;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::bytes::{has, le32};
-use crate::{Cx, Error, Kind, Result, Volume};
+use crate::{Cx, Result, Volume};
 
 const NAME: &str = "vdi";
 
@@ -54,8 +55,8 @@ fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
         .saturating_add(entries.saturating_mul(ENTRY));
     if map_end > below.size() {
         let size = below.size();
-        let what = format!("the block map ends at {map_end}, the file at {size}: it is cut short");
-        return Err(Error::new(Kind::Corrupt, what));
+        let what = format!("the block map ends at {map_end}, the file at {size}");
+        return Err(cut_off(what));
     }
     let map = Vdi {
         header,
@@ -114,6 +115,36 @@ impl Map for Vdi {
     fn allocated(&self) -> Option<u64> {
         let all = self.header.allocated.saturating_mul(self.header.block_size);
         Some(all.min(self.map.volume().size()))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let size = self.map.volume().size();
+        noted(self.farthest(), "block", size).into_iter().collect()
+    }
+}
+
+impl Vdi {
+    /// Which block ends last in the file.
+    fn farthest(&self) -> Result<Farthest> {
+        let Header {
+            block_size,
+            off_blocks,
+            off_data,
+            disk_size,
+            ..
+        } = self.header;
+        let mut farthest = Farthest::new();
+        let blocks = (0, disk_size.div_ceil(block_size));
+        farthest.look(&self.map, off_blocks, blocks, |number, entry| {
+            let Entry::Block(stored) = Entry::of(u32::from_le_bytes(entry)) else {
+                return None;
+            };
+            // The last one may be cut where the disk ends.
+            let left = disk_size.saturating_sub(number.saturating_mul(block_size));
+            let at = off_data.saturating_add(u64::from(stored).saturating_mul(block_size));
+            Some(at.saturating_add(block_size.min(left)))
+        })?;
+        Ok(farthest)
     }
 }
 

@@ -18,6 +18,7 @@ use header::{HEADERS, Header, MIB, Regions, TABLE, TABLES, corrupt};
 use metadata::{Disk, Item};
 use overlay::Overlay;
 
+use super::cut::{Farthest, cut_off, noted};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::{PageCache, Pages};
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
@@ -130,7 +131,7 @@ fn replayed(below: &Volume, header: &Header, cx: &Cx) -> Result<Volume> {
         let flushed = replay.flushed;
         let what =
             format!("the file had {flushed} bytes when its log was written, now it has {size}");
-        return Err(corrupt(what));
+        return Err(cut_off(what));
     }
     let count = replay.changes.len();
     tracing::info!("{NAME}: the log is replayed in memory, {count} changes");
@@ -227,6 +228,31 @@ struct Vhdx {
 }
 
 impl Vhdx {
+    /// Which block ends last in the file.
+    fn farthest(&self) -> Result<Farthest> {
+        let Disk { block, size, .. } = self.disk;
+        let ratio = self.disk.chunk_ratio();
+        let blocks = size.div_ceil(block);
+        let mut farthest = Farthest::new();
+        let mut first = 0_u64;
+        // Behind the entries of a chunk there is one for its sector bits.
+        while first < blocks {
+            let count = ratio.min(blocks.saturating_sub(first)).max(1);
+            let at = self.entry_at(self.disk.bat_index(first));
+            farthest.look(&self.pages, at, (first, count), |number, entry| {
+                let (State::Present(at) | State::Partly(at)) = State::of(u64::from_le_bytes(entry))
+                else {
+                    return None;
+                };
+                // The last one may be cut where the disk ends.
+                let left = size.saturating_sub(number.saturating_mul(block));
+                Some(at.saturating_add(block.min(left)))
+            })?;
+            first = first.saturating_add(count);
+        }
+        Ok(farthest)
+    }
+
     fn absent(&self, offset: u64, end: u64) -> Run<'_> {
         match &self.parent {
             Some(parent) => Run::of_parent(offset, end, parent),
@@ -332,6 +358,13 @@ impl Map for Vhdx {
             parent.stored(ByteRange::between(0, parent.size()))
         });
         Some(own.saturating_add(parent?))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let cut = noted(self.farthest(), "block", self.pages.volume().size());
+        let parent = self.parent.iter().flat_map(Volume::notes);
+        let parent = parent.map(|note| format!("parent: {note}"));
+        cut.into_iter().chain(parent).collect()
     }
 }
 

@@ -20,6 +20,7 @@ use grain::Grains;
 use header::SECTOR;
 use sparse::Sparse;
 
+use super::cut::cut_off;
 use super::mapped::{Mapped, Packed};
 use super::pages::PageCache;
 use super::winpath::candidates;
@@ -125,7 +126,7 @@ fn read_descriptor(below: &Volume, at: u64, len: u64) -> Result<Descriptor> {
     if at.checked_add(len).is_none_or(|end| end > below.size()) {
         let size = below.size();
         let what = format!("a descriptor of {len} bytes at {at}, the file has {size}");
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     if len > descriptor::LONGEST {
         let most = descriptor::LONGEST;
@@ -185,7 +186,7 @@ fn open_extent(
     let short = |name: &[u8], has: u64, needs: u64| {
         let name = quote(&String::from_utf8_lossy(name));
         let what = format!("extent {name} has {has} bytes, the descriptor needs {needs}");
-        Error::new(Kind::Corrupt, what)
+        cut_off(what)
     };
     match content {
         descriptor::Content::Zero => Ok(Content::Zero),
