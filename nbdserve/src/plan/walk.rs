@@ -160,7 +160,7 @@ impl<'a> Walk<'a> {
             name: self.name.to_owned(),
             identity: source.and_then(Volume::source_identity),
             layers: layers.join(" "),
-            is_local: source.is_some_and(|source| source.parts().is_some()),
+            is_local: self.is_local(),
             has_others: self.chain.iter().any(|volume| !volume.may_be_kept()),
         }
     }
@@ -168,13 +168,16 @@ impl<'a> Walk<'a> {
     /// Where members of arrays are looked for: at the ends of partitions where that costs neither a
     /// request over the network nor decoding.
     pub(super) fn depth(&self) -> Depth {
-        let source = self.chain.first();
-        let is_local =
-            source.is_some_and(|source| source.parts().is_some() && source.name() != HTTP);
         match self.volume.geometry().access {
-            Access::Random if is_local => Depth::Ends,
+            Access::Random if self.is_local() => Depth::Ends,
             _ => Depth::Cheap,
         }
+    }
+
+    /// Whether the source is files of this machine.
+    fn is_local(&self) -> bool {
+        let source = self.chain.first();
+        source.is_some_and(|source| source.parts().is_some() && source.name() != HTTP)
     }
 
     /// Opens a layer on what there is.
