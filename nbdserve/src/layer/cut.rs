@@ -21,6 +21,13 @@ pub(crate) fn cut_off(what: impl Into<String>) -> Error {
     Error::new(Kind::Corrupt, what).hint(HINT)
 }
 
+/// Where the piece `number` of a disk of `size` bytes ends in the file, which begins at `at` there; pieces have
+/// `len` bytes, the last one may be cut where the disk ends.
+pub(crate) fn piece_end(at: u64, number: u64, len: u64, size: u64) -> u64 {
+    let left = size.saturating_sub(number.saturating_mul(len));
+    at.saturating_add(len.min(left))
+}
+
 /// Of the pieces that tables point at, the one that ends last.
 #[derive(Debug)]
 pub(crate) struct Farthest {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use header::{ENTRY, Entry, Header};
 
-use super::cut::{Farthest, cut_off, noted};
+use super::cut::{Farthest, cut_off, noted, piece_end};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::Pages;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
@@ -126,23 +126,17 @@ impl Map for Vdi {
 impl Vdi {
     /// Which block ends last in the file.
     fn farthest(&self) -> Result<Farthest> {
-        let Header {
-            block_size,
-            off_blocks,
-            off_data,
-            disk_size,
-            ..
-        } = self.header;
+        let header = &self.header;
+        let (len, size) = (header.block_size, header.disk_size);
         let mut farthest = Farthest::new();
-        let blocks = (0, disk_size.div_ceil(block_size));
-        farthest.look(&self.map, off_blocks, blocks, |number, entry| {
+        let blocks = (0, size.div_ceil(len));
+        farthest.look(&self.map, header.off_blocks, blocks, |number, entry| {
             let Entry::Block(stored) = Entry::of(u32::from_le_bytes(entry)) else {
                 return None;
             };
-            // The last one may be cut where the disk ends.
-            let left = disk_size.saturating_sub(number.saturating_mul(block_size));
-            let at = off_data.saturating_add(u64::from(stored).saturating_mul(block_size));
-            Some(at.saturating_add(block_size.min(left)))
+            let at = u64::from(stored).saturating_mul(len);
+            let at = header.off_data.saturating_add(at);
+            Some(piece_end(at, number, len, size))
         })?;
         Ok(farthest)
     }

@@ -265,53 +265,9 @@ pub(super) fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// What a bit of a bitmap says, the highest of a byte first: whether the sector lies here.
-fn bit(bitmap: &[u8], number: usize) -> Option<bool> {
-    let byte = *bitmap.get(number >> 3)?;
-    let shift = u32::try_from(number & 7).ok()?;
-    Some(byte.checked_shl(shift)? & 0x80 != 0)
-}
-
-/// Whether the sector that the bit `number` of `bitmap` stands for lies here, and how many from there
-/// on do as well or do not either; at least one.
-pub(super) fn sectors_alike(bitmap: &[u8], number: usize) -> (bool, u64) {
-    let here = bit(bitmap, number).unwrap_or(false);
-    let mut next = number.saturating_add(1);
-    let whole = if here { 0xff } else { 0 };
-    loop {
-        if next & 7 == 0 && bitmap.get(next >> 3) == Some(&whole) {
-            next = next.saturating_add(8);
-        } else if bit(bitmap, next) == Some(here) {
-            next = next.saturating_add(1);
-        } else {
-            break;
-        }
-    }
-    (
-        here,
-        u64::try_from(next.saturating_sub(number)).unwrap_or(1),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sectors_are_counted_from_the_highest_bit() {
-        let bitmap = [0b1110_0000, 0xff, 0, 0b0000_0001];
-        for (number, here, count) in [
-            (0, true, 3),
-            (2, true, 1),
-            (3, false, 5),
-            (8, true, 8),
-            (10, true, 6),
-            (16, false, 15),
-            (31, true, 1),
-        ] {
-            assert_eq!(sectors_alike(&bitmap, number), (here, count), "{number}");
-        }
-    }
 
     #[test]
     fn a_damaged_footer_is_told_from_a_sound_one_and_from_none() {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use header::{DYNAMIC, DiskType, Dynamic, FOOTER, Footer, SECTOR};
 
-use super::cut::{Farthest, cut_off, noted};
+use super::bitmap::{self, First};
+use super::cut::{Farthest, cut_off, noted, piece_end};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::{PageCache, Pages};
 use super::window::Window;
@@ -179,11 +180,9 @@ impl Vhd {
         let blocks = (0, self.size.div_ceil(block_size));
         farthest.look(&self.pages, table_offset, blocks, |number, entry| {
             let sector = Some(u32::from_be_bytes(entry)).filter(|entry| *entry != UNUSED)?;
-            // The last one may be cut where the disk ends.
-            let left = self.size.saturating_sub(number.saturating_mul(block_size));
             let at = u64::from(sector).saturating_mul(SECTOR);
             let data = at.saturating_add(self.bitmap_len);
-            Some(data.saturating_add(block_size.min(left)))
+            Some(piece_end(data, number, block_size, self.size))
         })?;
         Ok(farthest)
     }
@@ -203,9 +202,9 @@ impl Vhd {
         let first = usize::try_from(sector & 7).unwrap_or(0);
         let left = self.bitmap_len.saturating_sub(sector >> 3);
         let most = usize::try_from(left).unwrap_or(1);
-        let (here, count) = self
-            .pages
-            .with(byte, 1, most, |bits| header::sectors_alike(bits, first))?;
+        let (here, count) = self.pages.with(byte, 1, most, |bits| {
+            bitmap::alike(bits, first, First::Highest)
+        })?;
         let until = sector.saturating_add(count).saturating_mul(SECTOR);
         let end = start.saturating_add(until).min(end);
         if here {

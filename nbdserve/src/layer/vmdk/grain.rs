@@ -205,8 +205,7 @@ impl Decode for Grains {
             return Ok(());
         }
         let packed = target.read(job)?;
-        let spare = job.take_spare_decoder();
-        let spare = spare.and_then(|spare| spare.downcast::<Inflate>().ok());
+        let spare = job.take_spare_decoder::<Inflate>();
         let mut inflate = match spare {
             Some(spare) => spare,
             None => Box::new(Inflate::new().map_err(|failure| {

@@ -2,7 +2,7 @@
 
 use super::header::{self, ENTRY, FOOTER, HEADER, Header, MARKER, SECTOR};
 use crate::bytes::le32;
-use crate::layer::cut::{Farthest, cut_off, noted};
+use crate::layer::cut::{Farthest, cut_off, noted, piece_end};
 use crate::layer::pages::{PageCache, Pages};
 use crate::{Error, Kind, Result, Volume};
 
@@ -162,10 +162,10 @@ impl Sparse {
                 let Grain::At(at) = self.grain(u32::from_le_bytes(entry)) else {
                     return None;
                 };
-                // The last one may be cut where the disk ends.
-                let left = capacity.saturating_sub(number.saturating_mul(grain));
-                let len = if compressed { MARKER } else { grain.min(left) };
-                Some(at.saturating_add(len))
+                Some(match compressed {
+                    true => at.saturating_add(MARKER),
+                    false => piece_end(at, number, grain, capacity),
+                })
             })?;
         }
         if let (true, Some((number, end))) = (compressed, farthest.last())
