@@ -1,7 +1,7 @@
 //! Which file of an archive is meant.
 
 use super::{Archive, File, NAME, NUMBER, Role, glob, is_side_file, printed};
-use crate::error::{escape, quote};
+use crate::error::{escape, quote, quote_if_needed};
 use crate::layer::{Args, Sample};
 use crate::size::format_size;
 use crate::{Cx, Error, Kind, Result};
@@ -118,7 +118,7 @@ impl<'a> Choice<'a> {
             files.find(|file| file.number == wanted)
         });
         found.ok_or_else(|| {
-            let number = quote(number);
+            let number = quote_if_needed(number);
             let what = format!("entry {number} is no file in it");
             Error::new(Kind::OutOfRange, what)
         })
