@@ -82,9 +82,12 @@ impl Farthest {
         Ok(())
     }
 
-    /// Whether no more is looked at.
-    pub(crate) fn is_done(&self) -> bool {
-        self.left == 0
+    /// An entry of `bytes` bytes that says where a table lies is looked at, too: whether there may be one
+    /// more.
+    pub(crate) fn spend(&mut self, bytes: u64) -> bool {
+        let left = self.left.checked_sub(bytes);
+        self.left = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// The piece that ends last, and where.

@@ -131,6 +131,7 @@ pub(crate) fn is_right_or_refused(layer: &LayerType, bytes: &[u8], what: &str) {
             if let Err(error) = volume.extents(ByteRange::between(0, size)) {
                 may_be(&error, what);
             }
+            assert!(volume.notes().len() < 9, "{what}");
         }
         Err(error) => may_be(&error, what),
     }

@@ -380,6 +380,32 @@ fn what_was_cut_off_is_told_of() {
     }
 }
 
+/// A directory of nothing, as long as a sparse file may be, is not looked at to its end.
+#[test]
+fn the_tables_of_a_disk_that_is_too_large_are_not_all_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vmdk");
+    let mut image = made(&disk(3), "monolithicSparse").bytes();
+    // Grains of 512 bytes, tables of one entry: 2^41 bytes take a directory of 16 GiB.
+    let capacity = 1_u64 << 32;
+    image[12..20].copy_from_slice(&capacity.to_le_bytes());
+    image[20..28].copy_from_slice(&1_u64.to_le_bytes());
+    image[44..48].copy_from_slice(&1_u32.to_le_bytes());
+    // Where the file has ended, no copy of it.
+    image[8..12].copy_from_slice(&1_u32.to_le_bytes());
+    let directory = (image.len() as u64).div_ceil(512);
+    image[56..64].copy_from_slice(&directory.to_le_bytes());
+    fs::write(&path, image).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(directory * 512 + capacity * 4).unwrap();
+    let volume = open_file(&VMDK, &path).unwrap();
+    assert_eq!(volume.size(), capacity * 512);
+    let begun = std::time::Instant::now();
+    assert!(volume.notes().is_empty());
+    let took = begun.elapsed();
+    assert!(took.as_secs() < 60, "{took:?}");
+}
+
 #[test]
 fn an_extent_that_was_cut_off_is_named() {
     let part = made(&disk(3), "monolithicSparse").bytes();

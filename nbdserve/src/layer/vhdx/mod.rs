@@ -237,7 +237,7 @@ impl Vhdx {
         let mut farthest = Farthest::new();
         let mut first = 0_u64;
         // Behind the entries of a chunk there is one for its sector bits.
-        while first < blocks {
+        while first < blocks && farthest.spend(ENTRY) {
             let count = ratio.min(blocks.saturating_sub(first)).max(1);
             let at = self.entry_at(self.disk.bat_index(first));
             farthest.look(&self.pages, at, (first, count), |number, entry| {

@@ -149,15 +149,25 @@ impl Sparse {
             ..
         } = self.header;
         let mut farthest = Farthest::new();
-        for number in 0..self.header.tables() {
-            let first = number.saturating_mul(gtes);
-            let grains = capacity.div_ceil(grain).saturating_sub(first).min(gtes);
+        let mut next = 0_u64;
+        while next < self.header.tables() {
+            let number = next;
             let Some(at) = self.table(number)? else {
+                let grains = self.absent(number, 0, capacity)?;
+                // Of whole tables, so at least one.
+                let tables = grains.checked_div(gtes).unwrap_or(1).max(1);
+                next = number.saturating_add(tables);
+                if !farthest.spend(tables.saturating_mul(ENTRY)) {
+                    break;
+                }
                 continue;
             };
-            if farthest.is_done() {
+            next = number.saturating_add(1);
+            if !farthest.spend(ENTRY) {
                 break;
             }
+            let first = number.saturating_mul(gtes);
+            let grains = capacity.div_ceil(grain).saturating_sub(first).min(gtes);
             farthest.look(&self.pages, at, (first, grains), |number, entry| {
                 let Grain::At(at) = self.grain(u32::from_le_bytes(entry)) else {
                     return None;
