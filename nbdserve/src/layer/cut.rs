@@ -12,7 +12,7 @@ use crate::{Error, Kind, Result};
 const HINT: &str = "if the file was cut off: copy or download it again, and compare its size with that \
                     of the original";
 /// Bytes of tables that are looked at: those of a vdi of 8 TiB, or of a vmdk of 512 GiB.
-const MOST: u64 = 32 << 20;
+pub(crate) const MOST: u64 = 32 << 20;
 /// Bytes of a table that are asked for at once, at most.
 const PIECE: usize = 64 << 10;
 
@@ -105,11 +105,17 @@ impl Farthest {
     /// What is to be said of a file of `size` bytes; `what` such a piece is called.
     fn note(&self, what: &str, size: u64) -> Option<String> {
         let (number, end) = self.found.filter(|(_, end)| *end > size)?;
-        Some(format!(
-            "the file was cut off, or its tables are damaged: {what} {number} ends at {end}, the file \
-             at {size}; what is missing cannot be read"
-        ))
+        Some(said(&format!(
+            "{what} {number} ends at {end}, the file at {size}"
+        )))
     }
+}
+
+/// The note about a file, because of `what`.
+pub(crate) fn said(what: &str) -> String {
+    format!(
+        "the file was cut off, or its tables are damaged: {what}; what is missing cannot be read"
+    )
 }
 
 /// What is to be said of a file of `size` bytes whose tables were looked at; `what` a piece is called.

@@ -135,6 +135,12 @@ fn a_file_that_is_cut_anywhere_is_never_read_wrong() {
             }
         };
         assert!(len >= L1 + 8, "{len}");
+        let lost = (0..16).any(|number| {
+            let at = number * CLUSTER;
+            volume.read_vec(at as u64, CLUSTER).is_err()
+        });
+        let notes = volume.notes().join("; ");
+        assert_eq!(notes.contains("was cut off"), lost, "{len}: {notes}");
         for number in 0..16 {
             let at = number * CLUSTER;
             let found = volume.read_vec(at as u64, CLUSTER);

@@ -10,6 +10,7 @@ mod chain;
 mod changes;
 mod compressed;
 mod crypto;
+mod cut;
 mod device;
 mod entry;
 mod extension;
