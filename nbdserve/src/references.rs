@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::error::escape;
+use crate::error::{escape, quote};
 use crate::source::{File, OpenMode};
 use crate::{Error, Kind, Result, Volume};
 
@@ -100,7 +100,7 @@ impl References {
     /// for what is no plain file name; `Corrupt` for a file that names itself, by whatever way;
     /// `Limit` for too long a chain; else what opening it says.
     pub fn open(&self, name: &[u8], what: &str, mode: OpenMode) -> Result<Referred> {
-        let shown = format!("\"{}\"", escape(&String::from_utf8_lossy(name)));
+        let shown = quote(&String::from_utf8_lossy(name));
         let named = |kind, text: String| Error::new(kind, format!("{what} {shown} {text}"));
         if name.is_empty() || name.contains(&0) || name.len() > LONGEST_NAME {
             return Err(named(Kind::Corrupt, "is no file name".to_owned()));

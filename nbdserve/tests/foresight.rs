@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use nbdserve::layer::Args;
+use nbdserve::layer::xz::XZ;
 use nbdserve::source::Memory;
 use nbdserve::testing::{Counting, Counts, Rng, conformance, noise, tools};
-use nbdserve::{ByteRange, Volume, foresight};
+use nbdserve::{ByteRange, Cx, Volume, foresight};
 
 /// mke2fs options of all the forms that are read differently, and the block size.
 const FORMS: &[(&[&str], u64)] = &[
@@ -377,6 +379,46 @@ fn a_file_with_a_block_map_is_hinted_at_from_pointer_block_to_pointer_block() {
             "{n}: {hints:?}"
         );
     }
+}
+
+#[test]
+fn what_is_lent_is_looked_at_as_what_is_read() {
+    let image = make(FORMS[0].0, FORMS[0].1);
+    let packed = tools::filter("xz", &["-0", "-c", "--block-size=256KiB"], &image.bytes);
+    let watched = || {
+        let below = Memory::volume(packed.clone());
+        let xz = (XZ.open)(&below, &Args::new(), &Cx::new(64 << 20)).unwrap();
+        let (source, counts) = Counting::source(xz);
+        (foresight::watch(&source, &source), counts)
+    };
+    let mut places = vec![(0, 128 << 10), (image.inode_at("/folder"), image.block)];
+    let blocks = image.ranges(&image.blocks("/folder"));
+    places.extend(blocks.iter().map(|range| (range.start(), range.len())));
+    // In order, until it is a copy; some reads lie across two blocks of the xz file.
+    let steps = (1 << 20..11 << 20).step_by(100 << 10);
+    places.extend(steps.map(|at| (at, 100 << 10)));
+    places.push((image.inode_at("/tree"), 64 << 10));
+    places.push((image.inode_at("/tree/large"), image.block));
+    let large = image.ranges(&image.blocks("/tree/large"));
+    places.extend(large.iter().map(|range| (range.start(), range.len())));
+    let ((one, of_reads), (other, of_lent)) = (watched(), watched());
+    let (mut lent, mut declined) = (0, 0);
+    for (at, len) in places {
+        let expected = read(&one, at, len);
+        let found = other
+            .lend(at, len as usize)
+            .unwrap()
+            .map(|lent| lent.to_vec());
+        match &found {
+            Some(_) => lent += 1,
+            None => declined += 1,
+        }
+        let found = found.unwrap_or_else(|| read(&other, at, len));
+        assert!(found == expected, "{len} at {at}");
+        assert_eq!(of_reads.hint_sets(), of_lent.hint_sets(), "{len} at {at}");
+    }
+    assert!(lent > 99 && declined > 9, "{lent} {declined}");
+    assert!(of_lent.hints() > 9, "{}", of_lent.hints());
 }
 
 #[test]

@@ -5,8 +5,10 @@
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
 pub(crate) mod archive;
+mod bitmap;
 pub mod bzip2;
 pub mod cow;
+mod cut;
 mod decoded;
 mod deflate;
 pub mod gzip;
@@ -17,6 +19,7 @@ pub mod lz4;
 pub mod lzip;
 pub mod lzma;
 mod mapped;
+mod numbered;
 pub mod offset;
 mod pages;
 pub mod partition;

@@ -40,6 +40,8 @@ pub struct Resolved {
     pub volume: Volume,
     /// Source first, each layer on the one before; the last is [`Self::volume`].
     pub chain: Vec<Volume>,
+    /// What is unusual about what the source holds.
+    pub source_notes: Vec<String>,
     /// One for each layer of the plan.
     pub steps: Vec<Step>,
     /// The partition table that was met last, entered or not.
@@ -65,7 +67,7 @@ pub struct Step {
     pub layer: LayerSpec,
     /// Why it was taken.
     pub evidence: String,
-    /// What is unusual about it.
+    /// What is unusual about how it was found; of the layer itself, see [`Volume::notes`].
     pub notes: Vec<String>,
 }
 

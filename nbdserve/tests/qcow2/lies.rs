@@ -121,11 +121,26 @@ fn a_file_that_is_cut_anywhere_is_never_read_wrong() {
     let file = image();
     for len in (0..200).chain((200..file.len()).step_by(509)) {
         let file = &file[..len];
-        let Ok(volume) = open(file) else {
-            assert!(len < L1 + 8, "{len}");
-            continue;
+        let volume = match open(file) {
+            Ok(volume) => volume,
+            Err(error) => {
+                assert!(len < L1 + 8, "{len}");
+                // Without the magic it is another format.
+                let hint = error.report().hint.unwrap_or_default();
+                assert!(
+                    len < 4 || hint.contains("download it again"),
+                    "{len}: {error:?}"
+                );
+                continue;
+            }
         };
         assert!(len >= L1 + 8, "{len}");
+        let lost = (0..16).any(|number| {
+            let at = number * CLUSTER;
+            volume.read_vec(at as u64, CLUSTER).is_err()
+        });
+        let notes = volume.notes().join("; ");
+        assert_eq!(notes.contains("was cut off"), lost, "{len}: {notes}");
         for number in 0..16 {
             let at = number * CLUSTER;
             let found = volume.read_vec(at as u64, CLUSTER);
@@ -143,6 +158,8 @@ fn a_file_that_is_cut_anywhere_is_never_read_wrong() {
                 Err(error) => {
                     assert!(cut || len < L2 + CLUSTER, "{len}: {error:?}");
                     assert_eq!(error.kind(), Kind::Corrupt);
+                    let hint = error.report().hint.unwrap_or_default();
+                    assert!(hint.contains("download it again"), "{len}: {error:?}");
                 }
             }
         }

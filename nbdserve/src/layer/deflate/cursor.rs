@@ -4,6 +4,7 @@ use crc32fast::Hasher;
 
 use super::feed::{Beat, Feed};
 use super::{Framing, Seen, Source};
+use crate::layer::cut::cut_off;
 use crate::sys::zlib::{Failure, Inflate, Place, Stop, WINDOW};
 use crate::{ByteRange, Error, Kind, Result};
 
@@ -192,9 +193,8 @@ impl<'a, F: Framing> Cursor<'a, F> {
 
     fn truncated(&self) -> Error {
         let at = self.feed.at();
-        Error::new(
-            Kind::Corrupt,
-            format!("the deflate data is cut short at {at}: the file is truncated"),
-        )
+        cut_off(format!(
+            "the deflate data is cut short at {at}: the file is truncated"
+        ))
     }
 }

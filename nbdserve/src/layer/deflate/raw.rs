@@ -3,6 +3,7 @@
 use super::feed::{Beat, Feed};
 use super::index::{DISTANCE, Index, is_possible};
 use super::{Framing, Seen, Source};
+use crate::layer::cut::cut_off;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// The name under which the index is kept.
@@ -42,7 +43,7 @@ pub(crate) fn raw(
     if range.end() > below.size() {
         let size = below.size();
         let what = format!("deflate data in {range}, of only {size}: the file is truncated");
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     if let Some(size) = expected.size
         && !is_possible(range.len(), size)

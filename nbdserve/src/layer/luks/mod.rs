@@ -30,7 +30,7 @@ pub(crate) use cipher::SectorCipher;
 
 use super::{Args, Confidence, LayerType, Param, Sample, Verdict};
 use crate::bytes::has;
-use crate::error::escape;
+use crate::error::quote;
 use crate::secret::with_wiped_stack;
 use crate::size::format_size;
 use crate::source::{File, OpenMode};
@@ -121,7 +121,7 @@ struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     fn of(args: &'a Args) -> Result<Self> {
         let wrong = |key: &str, value: &str, what: &str| {
-            let what = format!("{key}=\"{}\" is not {what}", escape(value));
+            let what = format!("{key}={} is not {what}", quote(value));
             Error::new(Kind::OutOfRange, what)
         };
         let keyslot = args.get("keyslot").map(|text| {

@@ -137,4 +137,21 @@ impl Map for Disk {
         let whole = ByteRange::between(0, parent.size());
         Some(own.saturating_add(parent.stored(whole)?))
     }
+
+    fn notes(&self) -> Vec<String> {
+        let several = self.extents.len() > 1;
+        let own = (1_u64..).zip(&self.extents).filter_map(|(number, extent)| {
+            let Content::Sparse(sparse) = &extent.content else {
+                return None;
+            };
+            let note = sparse.note()?;
+            Some(match several {
+                true => format!("extent {number}: {note}"),
+                false => note,
+            })
+        });
+        let parent = self.parent.iter().flat_map(Volume::notes);
+        own.chain(parent.map(|note| format!("parent: {note}")))
+            .collect()
+    }
 }

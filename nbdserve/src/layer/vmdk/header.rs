@@ -2,6 +2,7 @@
 //! hold the format's rules out. All numbers are little-endian; lengths are in sectors of 512 bytes.
 
 use crate::bytes::{has, le16, le32, le64};
+use crate::layer::cut::cut_off;
 use crate::{Error, Kind, Result};
 
 /// Bytes of a sector.
@@ -77,7 +78,7 @@ fn unsupported(what: impl Into<String>) -> Error {
 }
 
 fn cut() -> Error {
-    corrupt(format!("the file ends within a header of {HEADER} bytes"))
+    cut_off(format!("the file ends within a header of {HEADER} bytes"))
 }
 
 /// So many sectors in bytes.
@@ -221,7 +222,7 @@ pub(super) fn footer(bytes: &[u8]) -> Result<Header> {
     };
     if !is_marker(0, 3) || !is_marker(1024, 0) || le64(bytes, 1024) != Some(0) {
         let what = "the footer is not at the end: the file is cut short, or goes on behind it";
-        return Err(corrupt(what));
+        return Err(cut_off(what));
     }
     let footer = header(bytes.get(512..).unwrap_or(&[])).map_err(|error| {
         corrupt("the footer, which says where the grains are, is damaged").caused_by(error)
