@@ -13,6 +13,7 @@ use nbdserve::{Error, Kind, Result};
 
 use super::Cli;
 use crate::unit::front::Terminal;
+use crate::unit::out;
 
 /// Writes it back, and says how much it was.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
@@ -47,6 +48,5 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     terminal.clear();
     let done = done?;
     let (written, zeroed) = (format_size(done.written), format_size(done.zeroed));
-    println!("{written} written, {zeroed} zeroed");
-    Ok(())
+    out::print(format_args!("{written} written, {zeroed} zeroed\n"))
 }

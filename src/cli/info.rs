@@ -12,7 +12,7 @@ use nbdserve::{Cx, Error, Kind, Result};
 
 use super::Cli;
 use crate::unit::front::Terminal;
-use crate::unit::looks_like_root;
+use crate::unit::{looks_like_root, out};
 
 /// Prints what the image is, as text or as JSON; with -P what that partition holds.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
@@ -81,9 +81,8 @@ fn print(info: &Info, json: bool) -> Result<()> {
     if json {
         let text = serde_json::to_string_pretty(info)
             .map_err(|cause| Error::new(Kind::Io, "cannot encode it").caused_by(cause))?;
-        println!("{text}");
+        out::print(text + "\n")
     } else {
-        print!("{info}");
+        out::print(info)
     }
-    Ok(())
 }

@@ -25,7 +25,7 @@ use crate::unit::secrets::{Asking, Keys};
 use crate::unit::serve::WRITE_APART;
 use crate::unit::stop::{self, Outcome};
 use crate::unit::supervise::supervise;
-use crate::unit::{command, plain, target};
+use crate::unit::{command, out, plain, target};
 use nbdfuse::mount::Mode;
 
 /// Makes the image appear, or runs the command in it.
@@ -64,7 +64,7 @@ const NOTHING_TO_PREFETCH: &str =
 fn up(cli: &Cli, mut request: Request, source: Source, asked: Asked) -> Result<Exit> {
     if let Some(mounted) = source.try_plain(&mut request)? {
         if request.prefetch {
-            eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
+            out::tell(format_args!("loopmount: {NOTHING_TO_PREFETCH}"));
         }
         if cli.foreground {
             mounted.stay()?;

@@ -14,6 +14,7 @@ use super::events;
 use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
+use super::out;
 use super::record::{Stage, Waited};
 use super::respawn::Role;
 use super::undo::{self, Kernel, Server, Stayed, Traces};
@@ -57,10 +58,9 @@ pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
         let one = match take_down(&unit, mode) {
             Ok(Outcome::Gone) => Exit::Done,
             Ok(Outcome::Detached) => {
-                eprintln!(
-                    "loopmount: detached; unit {} ends with its last user",
-                    unit.id
-                );
+                let id = &unit.id;
+                let line = format!("loopmount: detached; unit {id} ends with its last user");
+                out::tell(line);
                 Exit::Done
             }
             Ok(Outcome::Busy(error, holders)) => {
