@@ -9,7 +9,7 @@ use nbdserve::{ByteRange, Cx, Kind};
 
 use crate::images::{Folder, MIB, cx};
 
-fn cx_with(passphrase: &str) -> Cx {
+pub(crate) fn cx_with(passphrase: &str) -> Cx {
     let mut cx = cx();
     cx.secrets = Arc::new(OneSecret(Secret::new(passphrase.as_bytes().to_vec())));
     cx
