@@ -320,13 +320,15 @@ fn what_cannot_be_written_is_refused_with_its_name() {
     let image = sandbox.image(&common::images().ext4());
     must(Command::new("chown").arg("root:root").arg(&image));
     let raw = sandbox.join("raw");
-    sandbox
-        .loopmount()
-        .args(["-w", "--fuse"])
-        .arg(&image)
-        .arg(&raw)
-        .fails(1)
-        .says(&["permission denied"]);
+    let write = || {
+        let cmd = sandbox.loopmount().args(["-w", "--fuse"]);
+        cmd.arg(&image).arg(&raw).fails(1)
+    };
+    write().says(&["permission denied", "--cow takes writes"]);
+    // What cannot be read either is not offered.
+    must(Command::new("chmod").arg("600").arg(&image));
+    let refused = write().says(&["permission denied"]);
+    assert!(!refused.stderr.contains("--cow"), "{}", refused.stderr);
 }
 
 #[test]

@@ -223,7 +223,17 @@ impl Source {
         } else {
             OpenMode::ReadOnly
         };
-        split::open(image, look(&cli.layers)?, mode).map(Self::Files)
+        let opened = split::open(image, look(&cli.layers)?, mode);
+        let opened = opened.map_err(|error| {
+            let may_not = matches!(error.kind(), Kind::Denied | Kind::ReadOnly);
+            // Another reason, such as a lock, has its own hint.
+            let unhinted = cli.write && may_not && error.report().hint.is_none();
+            match unhinted && File::open(image, OpenMode::ReadOnly).is_ok() {
+                true => error.hint(WRITE_APART),
+                false => error,
+            }
+        });
+        opened.map(Self::Files)
     }
 
     /// The image's name in messages and in the record.
