@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::error::escape;
+use crate::error::{escape, shell};
 use crate::source::{File, OpenMode};
 use crate::{Error, Kind, Result, Volume};
 
@@ -131,7 +131,7 @@ impl References {
                     let real = path.canonicalize().unwrap_or_else(|_| path.clone());
                     let parent = real.parent().unwrap_or(&real).display().to_string();
                     let text = format!("lies outside of the image's folder {}", escape(&folder));
-                    let option = format!("--references '{}' allows it", escape(&parent));
+                    let option = format!("--references {} allows it", shell(&parent));
                     named(Kind::Denied, text).hint(option)
                 }
                 Errno::NOSYS => {
@@ -316,9 +316,13 @@ mod tests {
         for name in ["../out/base", "link"] {
             let refused = references.open(name.as_bytes(), "backing file", OpenMode::ReadOnly);
             // Where it is, not where the link is.
-            let option = format!("--references '{}' allows it", out.display());
+            let option = format!("--references {} allows it", out.display());
             assert_eq!(refused.unwrap_err().report().hint, Some(option), "{name}");
         }
+        // A name is a word of that command, and no command of its own.
+        let refused = references.open(b"/x'; id; '/base", "backing file", OpenMode::ReadOnly);
+        let hint = refused.map(|_| ()).unwrap_err().report().hint.unwrap();
+        assert_eq!(hint, r"--references '/x'\''; id; '\''' allows it");
         let allowed = [out];
         let references = References::of(&top.path().join("in/image"), &allowed).unwrap();
         let absolute = top.path().join("out/base");

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nbdserve::error::shell;
 use nbdserve::layer::split::look;
 use nbdserve::plan;
 use nbdserve::references::References;
@@ -25,7 +26,7 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
         let what = "an image on a web server cannot be written to";
         return Err(Error::new(Kind::ReadOnly, what).hint(format!(
             "fetch it first: loopmount --fuse --cow={} IMAGE FILE; cp FILE NEW",
-            file.display()
+            shell(&file.display().to_string())
         )));
     }
     // First of all: what it is without it tells nothing of what is missing.

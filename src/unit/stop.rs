@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nbdserve::error::escape;
+use nbdserve::error::{escape, shell};
 use nbdserve::{Error, Kind, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -99,7 +99,7 @@ pub(super) fn nothing_there(what: &OsStr) -> Error {
                 escape(&mount.fstype.to_string_lossy())
             ),
         )
-        .hint(format!("umount {shown}")),
+        .hint(format!("umount {}", shell(&shown.to_string()))),
         None => Error::new(Kind::Io, format!("{shown} is not mounted"))
             .hint("loopmount --list shows what is; root and each user have their own mounts"),
     }

@@ -589,13 +589,14 @@ fn add_run(runs: &mut Vec<(u64, Range<usize>)>, at: u64, bytes: Range<usize>) {
 fn check_writable(header: &Header) -> Result<()> {
     if header.has(incompatible::CORRUPT) {
         let what = "the image is marked as corrupt, and is not written to";
-        return Err(Error::new(Kind::Unsupported, what)
-            .hint("qemu-img check -r all may repair it; keep a copy. It can be read without -w"));
+        return Err(Error::new(Kind::Unsupported, what).hint(
+            "qemu-img check -r all may repair it; keep a copy. --cow writes without touching it",
+        ));
     }
     if header.has(incompatible::DIRTY) {
         let what = "the image was not closed after its last use, its refcounts may be wrong";
         return Err(Error::new(Kind::Unsupported, what)
-            .hint("qemu-img check -r all puts them right. It can be read without -w"));
+            .hint("qemu-img check -r all puts them right. --cow writes without touching it"));
     }
     Ok(())
 }
