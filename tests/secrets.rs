@@ -588,7 +588,8 @@ fn the_info_of_a_locked_image_says_that_it_is() {
     let wrong = key_file(&sandbox, "wrong", "wrong");
     let outcome = info(&["--key-file", wrong.to_str().unwrap()]).expect(1);
     assert!(outcome.out().contains("locked"), "{}", outcome.out());
-    outcome.says(&["does not open"]);
+    let outcome = outcome.says(&["does not open"]);
+    assert!(!outcome.stderr.contains("luks: luks"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct References {
     allowed: Arc<Vec<PathBuf>>,
     /// The files from the image to here, the image first.
     trail: Vec<FileId>,
+    /// The last part of the name of the last of them.
+    name: Option<Arc<str>>,
 }
 
 /// The folder that names are relative to.
@@ -82,6 +84,7 @@ impl References {
             place: Some(Arc::new(Place::open(folder)?)),
             allowed: Arc::new(absolute),
             trail: ids.into_iter().collect(),
+            name: last_part(&image),
         })
     }
 
@@ -90,6 +93,13 @@ impl References {
     #[must_use]
     pub fn depth(&self) -> usize {
         self.trail.len()
+    }
+
+    /// What the file is called that may refer to others, for a message: the image, or what it referred
+    /// to. `None` for an image that may refer to nothing.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// Opens the file that is called `name` in the image; `what` it is to the image (`backing file`)
@@ -166,6 +176,7 @@ impl References {
                 place: Some(Arc::new(Place::open(folder)?)),
                 allowed: Arc::new(allowed),
                 trail,
+                name: last_part(&path),
             },
             path,
         })
@@ -240,6 +251,11 @@ impl Place {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty())
     }
+}
+
+/// The last part of a path, as text.
+fn last_part(path: &Path) -> Option<Arc<str>> {
+    path.file_name().map(|name| name.to_string_lossy().into())
 }
 
 /// `path` as seen from `folder`, both absolute; `None` when it is not below it as it is written. A

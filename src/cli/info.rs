@@ -26,8 +26,8 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     print(&info, cli.json)?;
     match info.content {
         // It was given a key.
-        Content::Locked(Locked { layer, why, .. }) if cli.keys.is_given() => {
-            Err(Error::new(Kind::Secret, why).in_layer(&layer))
+        Content::Locked(Locked { why, .. }) if cli.keys.is_given() => {
+            Err(Error::new(Kind::Secret, why))
         }
         _ => Ok(()),
     }

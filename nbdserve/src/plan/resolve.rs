@@ -111,7 +111,12 @@ fn resolve_to(
                 let layer = spec.name().to_owned();
                 match walk.enter(spec, evidence.clone(), Vec::new()) {
                     Err(error) if locks && error.kind() == Kind::Secret => {
-                        let why = error.to_string();
+                        let report = error.report();
+                        let mut why = report.what;
+                        for cause in report.because {
+                            why.push_str(": ");
+                            why.push_str(&cause);
+                        }
                         return walk.finish(Content::Locked(Locked {
                             layer,
                             evidence,

@@ -198,6 +198,45 @@ fn a_luks_header_that_is_elsewhere() {
     assert!(read_all(&volume).iter().all(|byte| *byte == 0));
 }
 
+/// Remembers what it was asked for.
+#[derive(Debug)]
+struct Asked(std::sync::Mutex<Vec<String>>);
+
+impl nbdserve::secret::Secrets for Asked {
+    fn answer(&self, question: &nbdserve::secret::Question) -> nbdserve::Result<Secret> {
+        let mut asked = self.0.lock().unwrap();
+        asked.push(question.what.clone());
+        let answers = ["swordfish", "wrong", "goldfish"];
+        let answer = answers.get(asked.len() - 1);
+        let none = || nbdserve::Error::new(Kind::Secret, "no more of them");
+        let answer = answer.ok_or_else(none)?;
+        Ok(Secret::new(answer.as_bytes().to_vec()))
+    }
+}
+
+#[test]
+fn each_file_of_a_chain_is_asked_for_by_its_name() {
+    let folder = Folder::new();
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    for (name, secret, backing) in [
+        ("base", "goldfish", ""),
+        ("top", "swordfish", ",backing_file=base,backing_fmt=qcow2"),
+    ] {
+        let object = format!("secret,id=s,data={secret}");
+        let options = format!("{options}{backing}");
+        let create = ["create", "-q", "-u", "-f", "qcow2", "--object", &object];
+        folder.img(&[&create[..], &["-o", &options, name, "1M"]].concat());
+    }
+    let asked = Arc::new(Asked(std::sync::Mutex::default()));
+    let mut cx = cx();
+    cx.secrets = asked.clone();
+    let volume = folder.open_with("top", &[], &cx).unwrap();
+    assert!(read_all(&volume).iter().all(|byte| *byte == 0));
+    let top = "the qcow2 image \"top\" (LUKS)";
+    let base = "the qcow2 image \"base\" (LUKS)";
+    assert_eq!(*asked.0.lock().unwrap(), [top, base, base]);
+}
+
 /// Written by us, read by qemu, and the other way round.
 #[test]
 fn encrypted_images_are_written_as_qemu_would() {

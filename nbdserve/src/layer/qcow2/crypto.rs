@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::file::HostFile;
 use super::header::{Encryption, Header, corrupt};
+use crate::error::escape;
 use crate::layer::luks::{self, SectorCipher};
 use crate::layer::scan::wide;
 use crate::layer::window::Window;
@@ -48,8 +49,12 @@ pub(super) fn cipher(
         return Err(Error::new(Kind::Limit, what));
     }
     let luks = Window::read_only("luks".to_owned(), file.volume(), range)?;
-    let cipher = luks::embedded(&luks, "the qcow2 image (LUKS)", cx)
-        .map_err(|error| error.in_layer("luks"))?;
+    // Each file of a chain may have a passphrase of its own.
+    let title = match cx.references.name() {
+        Some(name) => format!("the qcow2 image \"{}\" (LUKS)", escape(name)),
+        None => "the qcow2 image (LUKS)".to_owned(),
+    };
+    let cipher = luks::embedded(&luks, &title, cx).map_err(|error| error.in_layer("luks"))?;
     if wide(cipher.sector()) > header.shape().subcluster_size() {
         let sector = cipher.sector();
         let what = format!("encrypted sectors of {sector} bytes, in clusters that are shorter");
