@@ -190,6 +190,10 @@ fn a_luks_header_that_is_elsewhere() {
     let mut bytes = good.clone();
     bytes[35] = 1;
     assert_eq!(open(&bytes).unwrap_err().kind(), Kind::Unsupported);
+    bytes[35] = 0;
+    let error = open(&bytes).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.to_string().contains("is not encrypted"), "{error}");
     let volume = open(&good).unwrap();
     let extents = volume
         .extents(ByteRange::between(0, volume.size()))

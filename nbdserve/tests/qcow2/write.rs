@@ -458,6 +458,28 @@ fn what_must_not_be_written_is_refused_by_name() {
     }
 }
 
+/// Whoever writes remembers where the tables are. What an image says of them takes no memory for it.
+#[test]
+fn tables_that_are_said_to_be_huge_take_no_memory() {
+    use crate::forge::{extensions, image, put32};
+    let folder = Folder::new();
+    for entries in [(32 << 20) / 8 + 1, 0x6900_0004, u32::MAX] {
+        let mut bytes = image();
+        // Its data are elsewhere, or they would be where the table is.
+        put32(&mut bytes, 36, entries);
+        folder.raw("image", &bytes);
+        let error = folder.open_rw("image").unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit, "{error:?}");
+        folder.open("image").unwrap();
+    }
+    // A LUKS header of an image that is not encrypted.
+    let mut bytes = image();
+    let place = [4096_u64.to_be_bytes(), (u64::MAX >> 1).to_be_bytes()].concat();
+    extensions(&mut bytes, &[(0x0537_be77, place)]);
+    folder.raw("image", &bytes);
+    assert_eq!(folder.open_rw("image").unwrap_err().kind(), Kind::Corrupt);
+}
+
 #[test]
 fn a_snapshot_that_is_shown_cannot_be_written() {
     let folder = Folder::new();

@@ -18,7 +18,8 @@ const MOST: u64 = 256 << 20;
 /// The cipher of the clusters, unlocked; `None` when they are not encrypted.
 ///
 /// # Errors
-/// `Unsupported` for a method without one, by its name; `Corrupt` when its header is not there;
+/// `Unsupported` for a method without one, by its name; `Corrupt` when its header is not there, or
+/// there without a method;
 /// `Secret` when it cannot be unlocked; what the file and the header say.
 pub(super) fn cipher(
     header: &Header,
@@ -26,6 +27,10 @@ pub(super) fn cipher(
     cx: &Cx,
 ) -> Result<Option<Arc<SectorCipher>>> {
     match header.encryption {
+        Encryption::None if header.extensions.luks.is_some() => {
+            let what = "it has a LUKS header, and says that it is not encrypted";
+            return Err(corrupt(what.to_owned()));
+        }
         Encryption::None => return Ok(None),
         Encryption::Aes => {
             let what = "it is encrypted in QEMU's old way (AES, method 1), which is not supported";
