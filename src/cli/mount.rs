@@ -198,6 +198,9 @@ fn take_down(id: &str) -> Result<()> {
             Outcome::Busy(..) => stop::take_down(&unit, Mode::Lazy)?,
             other => other,
         };
+        if let Outcome::Lost(why) = &outcome {
+            print_report(&stop::lost_error(why).report());
+        }
         tracing::debug!("{outcome:?}");
     }
     Ok(())

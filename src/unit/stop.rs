@@ -1,6 +1,7 @@
 //! `loopmount -u WHAT`: find the unit, unmount, wait until the image is free.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ const MAX_HOLDERS: usize = 10;
 pub enum Outcome {
     /// All gone, the image is free.
     Gone,
+    /// The same, and not all that was written is in the image: why.
+    Lost(String),
     /// Out of the mount table; it ends with its last user.
     Detached,
     /// In use by these; nothing was changed.
@@ -57,6 +60,10 @@ pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
     for unit in units {
         let one = match take_down(&unit, mode) {
             Ok(Outcome::Gone) => Exit::Done,
+            Ok(Outcome::Lost(why)) => {
+                print_report(&lost_error(&why).report());
+                Exit::Failed
+            }
             Ok(Outcome::Detached) => {
                 let id = &unit.id;
                 let line = format!("loopmount: detached; unit {id} ends with its last user");
@@ -81,6 +88,14 @@ pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
         }
     }
     Ok(exit)
+}
+
+/// What to say of [`Outcome::Lost`].
+#[must_use]
+pub fn lost_error(why: &str) -> Error {
+    let what = format!("unmounted, but not all that was written is in the image: {why}");
+    Error::new(Kind::Io, what)
+        .hint("is there room where the image is? fsck may find what is missing")
 }
 
 pub(super) fn nothing_there(what: &OsStr) -> Error {
@@ -144,6 +159,8 @@ fn left_error(unit: &Unit, left: &[String]) -> Error {
 /// # Errors
 /// When something other than a user of the mount is in the way.
 pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
+    // Its folder goes with it.
+    let lost = unit.dir.open_lost();
     let kernel = Kernel::look()?;
     let traces = kernel.of(&unit.id);
     // What the user sees; a FUSE file under a loop device goes by itself.
@@ -171,7 +188,14 @@ pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
         // Still starting, or mounted where we cannot see it: its supervisor knows.
         ask_to_end(unit);
     }
-    wait_for_the_end(unit, mode)
+    let outcome = wait_for_the_end(unit, mode)?;
+    let mut why = String::new();
+    match lost.map(|mut file| file.read_to_string(&mut why)) {
+        Some(Ok(_)) if matches!(outcome, Outcome::Gone) && !why.is_empty() => {
+            Ok(Outcome::Lost(why))
+        }
+        _ => Ok(outcome),
+    }
 }
 
 /// Cuts off NBD devices that nobody serves if unmounting takes long: the kernel then waits for the
