@@ -64,14 +64,18 @@ impl References {
         Self::default()
     }
 
-    /// For the image at `image`, a local path: files in its folder, and in `allowed`.
+    /// For the image at `image`, a local path: files in its folder, and in `allowed`. Where `image` is a
+    /// link, its folder is that of the file.
     ///
     /// # Errors
     /// When a folder cannot be opened.
     pub fn of(image: &Path, allowed: &[PathBuf]) -> Result<Self> {
-        let image = std::path::absolute(image).map_err(|error| {
-            Error::io(format!("cannot tell where {} is", image.display()), error)
-        })?;
+        let image = image
+            .canonicalize()
+            .or_else(|_| std::path::absolute(image))
+            .map_err(|error| {
+                Error::io(format!("cannot tell where {} is", image.display()), error)
+            })?;
         let folder = image.parent().unwrap_or(Path::new("/")).to_owned();
         let ids = rustix::fs::stat(&image).map(|stat| (stat.st_dev, stat.st_ino));
         let mut absolute = Vec::new();
@@ -211,9 +215,10 @@ impl References {
                 other => return other,
             }
         }
-        // A link out of the folder into one that is allowed: follow it by hand, once.
+        // A link out of the folder into one that is allowed, or another way into the folder: follow it by
+        // hand, once.
         let real = std::fs::canonicalize(path).ok();
-        for folder in self.allowed.iter() {
+        for folder in self.allowed.iter().chain([&place.path]) {
             let Some((real, folder)) = real.as_deref().zip(std::fs::canonicalize(folder).ok())
             else {
                 continue;
@@ -349,6 +354,34 @@ mod tests {
         assert_eq!(kind(&references, "../out/base").unwrap(), "out/base");
         assert_eq!(kind(&references, "link").unwrap(), "out/base");
         assert_eq!(kind(&references, "/etc/passwd"), Err(Kind::Denied));
+    }
+
+    #[test]
+    fn the_folder_of_an_image_is_where_the_file_is() {
+        let (top, _) = folders();
+        let path = |name: &str| top.path().join(name);
+        // A link to the image, and one to its folder.
+        std::os::unix::fs::symlink("../in/image", path("out/link")).unwrap();
+        std::os::unix::fs::symlink("in", path("way")).unwrap();
+        for image in ["out/link", "way/image", "in/image"] {
+            let references = References::of(&path(image), &[]).unwrap();
+            assert_eq!(kind(&references, "base").unwrap(), "in/base", "{image}");
+            for name in ["in/base", "way/base", "way/deep/../base"] {
+                let absolute = path(name);
+                let name = absolute.to_str().unwrap();
+                assert_eq!(
+                    kind(&references, name).unwrap(),
+                    "in/base",
+                    "{image} {name}"
+                );
+            }
+            assert_eq!(kind(&references, "image"), Err(Kind::Corrupt), "{image}");
+            for name in ["out/base", "way/../out/base"] {
+                let absolute = path(name);
+                let name = absolute.to_str().unwrap();
+                assert_eq!(kind(&references, name), Err(Kind::Denied), "{image} {name}");
+            }
+        }
     }
 
     #[test]
