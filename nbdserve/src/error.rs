@@ -298,6 +298,18 @@ fn misleads(c: char) -> bool {
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// `text` as one word of a shell's command, for a hint that is typed as it stands: in quotes where it
+/// has more than what names usually have. What an image calls itself or others must not become a
+/// command of its own.
+#[must_use]
+pub fn shell(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:=@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,6 +371,19 @@ mod tests {
         }
         for not in [" a", "a ", "a  b", "a\"", "a\\", "a\tb", "\u{200f}a"] {
             assert_eq!(quote_if_needed(not), quote(not));
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_word_of_a_command() {
+        assert_eq!(shell("/srv/disk-1.qcow2"), "/srv/disk-1.qcow2");
+        for name in [
+            "", "it's", "a b", "'; id; '", "$(id)", "`id`", "~", "*", "\\", "#", "a\tb",
+        ] {
+            let script = format!("printf %s {}", shell(name));
+            let mut sh = std::process::Command::new("sh");
+            let output = sh.arg("-c").arg(&script).output().unwrap();
+            assert_eq!(output.stdout, name.as_bytes(), "{script}");
         }
     }
 

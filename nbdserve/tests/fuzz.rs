@@ -2,7 +2,8 @@
 //!
 //! Each test runs its target in a child process whose memory is limited, so that an allocation
 //! which an image asks for and nothing bounds ends the child. Work is bounded by count. Mutations
-//! are the same ones in every run; `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many.
+//! are the same ones in every run; `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many. With
+//! `NBDSERVE_FUZZ_LAST=FILE` the input that is tried is in FILE.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -112,6 +113,10 @@ fn take_all(target: &str) {
 }
 
 fn run(target: &str, input: &[u8]) {
+    // What ends the process, as an allocation that fails does, leaves no time to keep its input.
+    if let Some(path) = std::env::var_os("NBDSERVE_FUZZ_LAST") {
+        fs::write(path, input).unwrap();
+    }
     let result = std::panic::catch_unwind(|| fuzz::run(target, input));
     if let Err(panic) = result {
         // Kept where the next run will find it, once it was looked at.

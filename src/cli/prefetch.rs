@@ -16,6 +16,7 @@ use super::{Cli, info};
 use crate::unit::events;
 use crate::unit::exit::Exit;
 use crate::unit::front::Terminal;
+use crate::unit::out;
 
 /// What is said of the reading.
 const WHAT: &str = "reading all of it";
@@ -32,8 +33,8 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
     terminal.clear();
     let stopped = u8::try_from(signal.load(Ordering::Acquire)).unwrap_or(0);
     match result {
-        Ok(text) => eprintln!("loopmount: {text}"),
-        Err(_) if stopped > 0 => eprintln!("loopmount: stopped; what was read is kept"),
+        Ok(text) => out::tell(format_args!("loopmount: {text}")),
+        Err(_) if stopped > 0 => out::tell("loopmount: stopped; what was read is kept"),
         Err(error) => return Err(error),
     }
     Ok(match stopped {

@@ -142,7 +142,13 @@ impl<'a> Wanted<'a> {
 }
 
 fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
-    open_bounded(below, args, &Bounds::USUAL, cx)
+    open_bounded(below, args, &Bounds::USUAL, cx).map_err(|error| {
+        let unhinted = error.kind() == Kind::Unsupported && error.report().hint.is_none();
+        match unhinted {
+            true => error.hint("cryptsetup open IMAGE NAME, as root, opens what the kernel has"),
+            false => error,
+        }
+    })
 }
 
 fn open_bounded(below: &Volume, args: &Args, bounds: &Bounds, cx: &Cx) -> Result<Volume> {
