@@ -8,7 +8,7 @@ pub(crate) mod archive;
 pub mod bzip2;
 pub mod cow;
 mod decoded;
-mod deflate;
+pub(crate) mod deflate;
 pub mod gzip;
 mod input;
 pub mod luks;

@@ -55,17 +55,17 @@ const DISTANCES: u16 = 30;
 
 /// What lies in front of the first block that is something else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Blank {
+pub(crate) struct Blank {
     /// Bits of all blocks.
-    pub(super) bits: u64,
+    pub(crate) bits: u64,
     /// Zeroes that they decode to.
-    pub(super) len: u64,
+    pub(crate) len: u64,
 }
 
 /// The whole blocks at the beginning of `bytes`, behind its first `skip` bits (0 to 7), that decode
 /// to nothing but zeroes when there is a whole window of zeroes before them. The last block of a
 /// stream is none of them. Stops when there are `most` zeroes.
-pub(super) fn blank(bytes: &[u8], skip: u8, most: u64) -> Blank {
+pub(crate) fn blank(bytes: &[u8], skip: u8, most: u64) -> Blank {
     let mut bits = Bits::new(bytes);
     let mut found = Blank::default();
     if bits.take(u32::from(skip)).is_none() {
@@ -316,38 +316,13 @@ fn dynamic(bits: &mut Bits<'_>) -> Option<(Code, Code)> {
 #[allow(clippy::arithmetic_side_effects, clippy::as_conversions)]
 mod tests {
     use super::*;
-    use crate::sys::zlib::{Inflate, Place, Stop, WINDOW};
+    use crate::testing::fuzz::deflate_boundaries;
     use crate::testing::{Rng, noise};
 
-    /// What zlib makes of blocks at `skip` behind a window of zeroes: after each block that is not the
-    /// last one how many bits and bytes there were, as long as all bytes are zero.
+    /// Bits and bytes of all blocks so far, after each.
     fn boundaries(bytes: &[u8], skip: u8) -> Vec<Blank> {
-        let mut inflate = Inflate::new().unwrap();
-        let (bits, byte, at) = match skip {
-            0 => (0, 0, 0),
-            skip => (8 - skip, bytes[0], 1),
-        };
-        inflate.enter(bits, byte, &[0; WINDOW]).unwrap();
-        let (mut read, mut found, mut out) = (at, Blank::default(), vec![1; 1 << 20]);
-        let mut all = Vec::new();
-        loop {
-            let step = inflate.step(&bytes[read..], &mut out, Stop::Block);
-            read += step.read;
-            found.len += step.written as u64;
-            if !crate::bytes::is_zero(&out[..step.written]) {
-                return all;
-            }
-            match step.place {
-                Ok(Place::Boundary { unused }) => {
-                    found.bits = read as u64 * 8 - u64::from(unused) - u64::from(skip);
-                    if found.bits > 0 {
-                        all.push(found);
-                    }
-                }
-                Ok(Place::Within) if step.read + step.written > 0 => {}
-                _ => return all,
-            }
-        }
+        let found = deflate_boundaries(bytes, skip, u64::MAX).into_iter();
+        found.map(|(bits, len)| Blank { bits, len }).collect()
     }
 
     fn deflate(bytes: &[u8], level: i32) -> Vec<u8> {

@@ -37,6 +37,8 @@ mod zeroes;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub(crate) use blank::blank;
 pub(super) use feed::{Beat, Feed};
 pub(super) use index::{Builder, Index};
 pub(super) use pass::pass;
