@@ -19,7 +19,7 @@ use nbdserve::layer::zip::ZIP;
 use nbdserve::layer::zstd::ZSTD;
 use nbdserve::layer::{Args, LayerType};
 use nbdserve::source::Memory;
-use nbdserve::testing::packed::{self, keeping};
+use nbdserve::testing::packed::{self, keeping, roomy};
 use nbdserve::testing::{noise, tools};
 use nbdserve::{ByteRange, Cx, Volume};
 
@@ -433,4 +433,30 @@ fn holes_go_up_through_two_layers() {
             disk.assert_nearly_nothing_decoded(&volume, 40);
         }
     }
+}
+
+#[test]
+fn zeroes_of_many_lengths_do_not_crowd_out_those_that_are_common() {
+    let bzip2 = tool("bzip2", &["-1"]);
+    // Blocks of zeroes that are all different come first.
+    let odd: Vec<_> = (1..=12).map(|n| bzip2(&vec![0; 1 << 20 | n])).collect();
+    let zeroes = bzip2(&vec![0; 4 << 20]);
+    let file = [odd.concat(), zeroes.repeat(2000)].concat();
+    let size = 12 * MIB + 78 + 2000 * 4 * MIB;
+    let folder = tempfile::tempdir().unwrap();
+    let cx = keeping(Cx::new(64 << 20), folder.path());
+    let volume = packed::open_on(&BZIP2, &Memory::volume(file), &cx).unwrap();
+    assert_eq!(volume.size(), size);
+    let found = volume.extents(ByteRange::between(0, size)).unwrap();
+    assert!(found.runs().iter().all(|run| run.flags.zero));
+    // And data behind zeroes that fill no whole piece.
+    let data = noise(DATA, 1);
+    let file = [odd.concat(), bzip2(&data), zeroes].concat();
+    let volume = packed::open_on(&BZIP2, &Memory::volume(file), &roomy()).unwrap();
+    let start = 12 * MIB + 78;
+    assert!(volume.read_vec(start, DATA).unwrap() == data);
+    let around = volume.read_vec(start - 100, 100).unwrap();
+    assert_eq!(around, [0; 100]);
+    let behind = volume.read_vec(start + DATA as u64, 1 << 20).unwrap();
+    assert!(behind.iter().all(|byte| *byte == 0));
 }

@@ -23,6 +23,7 @@ pub mod partition;
 pub(crate) mod parts;
 pub mod qcow2;
 pub mod raid;
+mod recent;
 mod scan;
 pub mod simg;
 mod spans;
