@@ -688,6 +688,25 @@ fn gzip_index() {
 }
 
 #[test]
+fn deflate_zeroes() {
+    fuzz("deflate_zeroes", || {
+        let zeroes = |program: &str, options: &[&str], len: usize| {
+            let gzip = tools::filter(program, options, &vec![0; len]);
+            // A byte that says how many bits to skip, and deflate data behind a header of ten bytes.
+            let mut seed = vec![0];
+            seed.extend(&gzip[10..]);
+            seed
+        };
+        // Fixed codes, dynamic ones, empty stored blocks between short ones.
+        vec![
+            zeroes("gzip", &["-1", "-n"], 100),
+            zeroes("gzip", &["-9", "-n"], 10 << 20),
+            zeroes("pigz", &["-n", "-b", "32"], 200_000),
+        ]
+    });
+}
+
+#[test]
 fn http_multipart() {
     // As nginx, Apache and a plain script write it; one without its end; the field itself.
     let seeds: [&[u8]; 5] = [

@@ -50,6 +50,8 @@ pub(super) struct Header {
     pub(super) second: Option<u64>,
     /// Where the descriptor lies, and how long it is; empty when there is none.
     pub(super) descriptor: (u64, u64),
+    /// What lies before the first grain, as the header says: tables of a large disk are many MiB.
+    pub(super) overhead: u64,
     /// The entry 1 of a grain table stands for a grain of zeroes.
     pub(super) has_zero_grains: bool,
     /// Grains are compressed, each behind a marker.
@@ -135,6 +137,8 @@ fn sparse(bytes: &[u8]) -> Result<Header> {
     );
     let gtes = u64::from(word(44)?);
     let (second, directory) = (long(48)?, long(56)?);
+    // Only for an estimate.
+    let overhead = long(64)?.saturating_mul(SECTOR);
     let packing = le16(bytes, 77).ok_or_else(cut)?;
     if flags & 1 != 0 && !has(bytes, 73, b"\n \r\n") {
         let what = "line ends in the header have changed: the file was copied as if it were text";
@@ -176,6 +180,7 @@ fn sparse(bytes: &[u8]) -> Result<Header> {
         directory,
         second,
         descriptor,
+        overhead: overhead.max(HEADER),
         has_zero_grains: flags & HAS_ZERO_GRAINS != 0,
         compressed,
     })
@@ -196,6 +201,7 @@ fn cowd(bytes: &[u8]) -> Result<Header> {
         directory: Some(word(20)?.saturating_mul(SECTOR)),
         second: None,
         descriptor: (0, 0),
+        overhead: HEADER,
         has_zero_grains: false,
         compressed: false,
     };
