@@ -43,6 +43,8 @@ class Row:
     goals: tuple[Goal, ...] = ()
     # Not more rounds than this: for what takes minutes or does not vary.
     most_rounds: int | None = None
+    # Not fewer: for a difference that is smaller than what one run differs from the next.
+    least_rounds: int = 1
 
 
 @dataclass
@@ -83,7 +85,7 @@ def _run_row(result: Result, rounds: int, tolerate_load: bool, say: Callable[[st
         return
     load = Load()
     names = list(row.contenders)
-    for number in range(min(rounds, row.most_rounds or rounds)):
+    for number in range(max(min(rounds, row.most_rounds or rounds), row.least_rounds)):
         # Each begins in turn, so that nobody always follows the same one.
         for name in names[number % len(names) :] + names[: number % len(names)]:
             value = row.contenders[name]()

@@ -112,6 +112,7 @@ impl Watched {
             _ => {}
         }
         let is_watched = state.note(range) && self.source.gathers();
+        tracing::trace!("foresight: reads {range}");
         let hints = match is_watched {
             true => state.guide.asked(range),
             false => Vec::new(),

@@ -70,16 +70,6 @@ struct Stream {
     used: u64,
 }
 
-impl Stream {
-    /// Notes that it has read `range`, unless it was further already.
-    fn pass(&mut self, range: ByteRange) {
-        if range.end() > self.next {
-            self.run = self.run.saturating_add(range.len());
-            self.next = range.end();
-        }
-    }
-}
-
 impl Streams {
     /// For a device of `size` bytes; at most `most` bytes are fetched ahead at once, and by all
     /// streams together about four times as much.
@@ -115,7 +105,7 @@ impl Streams {
         let found = self.live.iter().rposition(continues);
         if self.hinted.iter().any(|hint| hint.range.contains(range)) {
             if let Some(stream) = found.and_then(|at| self.live.get_mut(at)) {
-                stream.pass(range);
+                stream.next = stream.next.max(range.end());
             }
             return self.align(range, PAGE);
         }
@@ -143,7 +133,8 @@ impl Streams {
         if range.end() <= stream.next {
             return self.window(range, is_here);
         }
-        stream.pass(range);
+        stream.run = stream.run.saturating_add(range.len());
+        stream.next = range.end();
         stream.used = self.clock;
         if stream.asked.saturating_sub(stream.next) >= stream.piece / 2 {
             return self.align(range, PAGE);
