@@ -137,7 +137,8 @@ impl Place {
         let Some(folder) = self.image.make() else {
             return;
         };
-        if !self.image.may_grow(bytes.len() as u64) {
+        let len = bytes.len() as u64;
+        if !self.image.may_grow(len, len) {
             tracing::debug!("{name} is not kept: the cache is full");
             return;
         }
@@ -161,7 +162,7 @@ impl Place {
     /// says why.
     pub(crate) fn pages(&self, name: &str) -> Option<Pages> {
         let folder = self.image.make()?;
-        if !self.image.may_grow(0) {
+        if !self.image.may_grow(0, 0) {
             tracing::debug!("{name} is not kept: the cache is full");
             return None;
         }
