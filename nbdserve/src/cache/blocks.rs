@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::backing::{Backing, Copied, pages_for};
 use super::block::{Block, Patience, Waited};
 use super::job::Job;
+use super::keeper::Keeper;
 use super::kept::Kept;
 use super::lru::Key;
 use super::marks::Marks;
@@ -61,6 +62,11 @@ pub trait Decode: Send + Sync + Debug {
     /// `Io` and `TimedOut` are taken for passing: the next read tries again. All other kinds are
     /// remembered.
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()>;
+
+    /// Whether that takes so long that decoded blocks are worth their place on disk.
+    fn is_slow(&self) -> bool {
+        false
+    }
 }
 
 /// What the blocks of a layer that are too long for memory (see [`Blocks::is_huge`]) sum up to.
@@ -124,6 +130,8 @@ pub(super) struct Shared {
     pub(super) cx: Cx,
     pub(super) decode: Arc<dyn Decode>,
     pub(super) passes: Passes,
+    /// Keeps what was decoded into memory, where that is worth it.
+    pub(super) keeper: Option<Keeper>,
     stop: AtomicBool,
     /// Blocks that failed for good, and why.
     poisoned: Mutex<HashMap<u64, Error>>,
@@ -174,12 +182,14 @@ impl Blocks {
         } else {
             None
         };
+        let keeps = cx.place.is_some() && decode.is_slow();
         let shared = Shared {
             layer: cx.cache.new_layer(),
             name: name.to_owned(),
             cx: cx.clone(),
             decode,
             passes: Passes::new(file, stored),
+            keeper: keeps.then(|| Keeper::new(Kept::passes(name, huge.layout))),
             stop: AtomicBool::new(false),
             poisoned: Mutex::default(),
             zero: RwLock::default(),

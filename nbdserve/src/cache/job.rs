@@ -20,6 +20,8 @@ const BLOCK_OVERHEAD: u64 = 512;
 /// Zeroes are taken out of memory when data are less than one part in this many: that costs time, and so
 /// does memory with gaps when it is used again.
 const SPARSE: u64 = 2;
+/// A block of so many bytes is kept on disk also when its layer is being closed.
+const SHORT: u64 = 8 << 20;
 /// Progress of a long pass is told this often.
 pub(super) const TELL: Duration = Duration::from_millis(300);
 
@@ -384,6 +386,14 @@ impl<'a> Job<'a> {
             running.memory.settle(kept + BLOCK_OVERHEAD);
             self.block.finish(Some(running.memory));
             self.shared.cx.cache.finished(key, self.block);
+        }
+        // After that: nobody waits for the disk.
+        if let Some(keeper) = self.shared.keeper.as_ref().filter(|_| !self.is_pass()) {
+            let (number, cx) = (self.number, &self.shared.cx);
+            let offset = self.shared.decode.offset(number);
+            let is_short = self.block.len() <= SHORT;
+            let goes_on = || is_short || self.shared.check().is_ok();
+            keeper.keep(number, offset, self.block, cx, goes_on);
         }
     }
 

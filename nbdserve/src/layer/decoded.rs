@@ -31,6 +31,10 @@ const ZERO_STEP: u64 = 64;
 const SPARSE_RATIO: u64 = 8;
 /// Most candidates that one question compares with blocks that are known to be zero: a few KiB each.
 const TWIN_TRIES: usize = 1 << 14;
+/// Blocks that an earlier mount has kept take this part of the budget for what is noted of each, so
+/// many bytes. Behind that they are decoded as if they were not there.
+const TAKEN_PART: u64 = 32;
+const TAKEN_BYTES: u64 = 512;
 /// Bytes of data shrink to one part in about as many, where nothing better is known.
 const USUAL_RATIO: u64 = 4;
 
@@ -123,6 +127,7 @@ impl<L: Layout> Decoded<L> {
         let place = fingerprint(&*layout);
         let kept = Kept::find(name, place, cx);
         let mut longest = 0;
+        let (mut taken, most) = (0_u64, cx.cache.budget() / TAKEN_PART / TAKEN_BYTES);
         let mut huge = Huge {
             layout: place,
             ..Huge::default()
@@ -133,7 +138,9 @@ impl<L: Layout> Decoded<L> {
             }
             let len = layout.len(number);
             let is_huge = Blocks::is_huge(len, cx);
-            if let Some(block) = kept.take(number, layout.offset(number), len, is_huge) {
+            let looked_for = is_huge || (layout.is_slow() && taken < most);
+            if let Some(block) = kept.take(number, layout.offset(number), len, looked_for) {
+                taken = taken.saturating_add(1);
                 stored.insert(number, block);
                 continue;
             }
@@ -160,10 +167,12 @@ impl<L: Layout> Decoded<L> {
             Access::Block(longest)
         };
         geometry.access = own.max(layout.below().geometry().access);
+        let in_file = longest == 0 || Blocks::is_huge(longest, cx);
         let cost = Cost {
             access: own,
             index: layout.index(),
-            kept: Keeping::of(cx, longest == 0, Blocks::is_huge(longest, cx)),
+            index_kept: Keeping::index(cx),
+            kept: Keeping::decoded(cx, in_file, layout.is_slow()),
         };
         Ok(Volume::new(Self {
             name,
