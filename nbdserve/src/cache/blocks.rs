@@ -506,6 +506,15 @@ impl Shared {
         Ok(())
     }
 
+    /// As [`Self::check`]. Who has `all` the bytes of a block need not stop because the layer was
+    /// closed: the check is next to nothing, and without it the block would be worth nothing.
+    pub(super) fn check_beyond(&self, all: bool) -> Result<()> {
+        if all {
+            return self.cx.cancel.check();
+        }
+        self.check()
+    }
+
     pub(super) fn key(&self, number: u64) -> Key {
         Key {
             layer: self.layer,

@@ -1,6 +1,7 @@
 //! One run of a decoder over one block.
 
 use std::any::Any;
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,8 +21,8 @@ const BLOCK_OVERHEAD: u64 = 512;
 /// Zeroes are taken out of memory when data are less than one part in this many: that costs time, and so
 /// does memory with gaps when it is used again.
 const SPARSE: u64 = 2;
-/// A block of so many bytes is kept on disk also when its layer is being closed.
-const SHORT: u64 = 8 << 20;
+/// So long a block is still written to the cache on disk when its layer is being closed.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Progress of a long pass is told this often.
 pub(super) const TELL: Duration = Duration::from_millis(300);
 
@@ -201,7 +202,7 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When the unit is being taken down.
     pub fn spare(&mut self) -> Result<&mut [u8]> {
-        self.shared.check()?;
+        self.check()?;
         let len = self.block.len();
         let Some(running) = &mut self.running else {
             return Ok(&mut []);
@@ -272,12 +273,22 @@ impl<'a> Job<'a> {
 
     /// [`Self::beat`], for who holds what [`Self::spare`] gives at the same time.
     pub fn pulse(&self) -> impl Fn() -> Result<()> + use<'a> {
-        let (block, shared) = (self.block, self.shared);
+        let (block, shared, all) = (self.block, self.shared, self.has_all());
         move || {
             block.beat();
             shared.cx.cache.beat();
-            shared.check()
+            shared.check_beyond(all)
         }
+    }
+
+    /// Whether all bytes are decoded; their check may come behind them.
+    fn has_all(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.at == self.block.len())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.shared.check_beyond(self.has_all())
     }
 
     /// Publishes the next piece.
@@ -391,8 +402,12 @@ impl<'a> Job<'a> {
         if let Some(keeper) = self.shared.keeper.as_ref().filter(|_| !self.is_pass()) {
             let (number, cx) = (self.number, &self.shared.cx);
             let offset = self.shared.decode.offset(number);
-            let is_short = self.block.len() <= SHORT;
-            let goes_on = || is_short || self.shared.check().is_ok();
+            // It is worth a moment, or a mount that was short would leave nothing.
+            let ends = OnceCell::new();
+            let goes_on = || {
+                self.shared.check().is_ok()
+                    || ends.get_or_init(Instant::now).elapsed() < LAST_MOMENT
+            };
             keeper.keep(number, offset, self.block, cx, goes_on);
         }
     }

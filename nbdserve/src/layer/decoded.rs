@@ -126,7 +126,7 @@ impl<L: Layout> Decoded<L> {
         Kept::save(name, &stored, |number| layout.offset(number), cx);
         let place = fingerprint(&*layout);
         let kept = Kept::find(name, place, cx);
-        let mut longest = 0;
+        let (mut longest, mut zero) = (0, Vec::new());
         let (mut taken, most) = (0_u64, cx.cache.budget() / TAKEN_PART / TAKEN_BYTES);
         let mut huge = Huge {
             layout: place,
@@ -141,6 +141,9 @@ impl<L: Layout> Decoded<L> {
             let looked_for = is_huge || (layout.is_slow() && taken < most);
             if let Some(block) = kept.take(number, layout.offset(number), len, looked_for) {
                 taken = taken.saturating_add(1);
+                if block.is_zero() {
+                    zero.push(number);
+                }
                 stored.insert(number, block);
                 continue;
             }
@@ -154,6 +157,11 @@ impl<L: Layout> Decoded<L> {
         let blocks = Blocks::with_stored(name, decode, huge, stored, cx)?;
         for number in (0..layout.count()).filter(|number| layout.is_zero(*number)) {
             blocks.note_zero(number);
+        }
+        let twins = Twins::default();
+        for number in zero {
+            blocks.note_zero(number);
+            twins.note(&*layout, number);
         }
         let mut geometry = Geometry::bytes(layout.size());
         let own = if geometry.size <= SMALL {
@@ -182,7 +190,7 @@ impl<L: Layout> Decoded<L> {
             geometry,
             longest,
             ahead: AtomicU64::new(u64::MAX),
-            twins: Twins::default(),
+            twins,
             cost,
         }))
     }
