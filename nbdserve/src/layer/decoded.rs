@@ -12,8 +12,8 @@ use twox_hash::XxHash3_64;
 use crate::cache::{Blocks, Decode, Huge, Kept, Stored};
 use crate::stats::BlockStats;
 use crate::{
-    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Lent,
-    Result, Volume,
+    Access, ByteRange, Cost, Cx, Device, Error, ExtentFlags, Extents, Geometry, Index, Keeping,
+    Kind, Lent, Result, Volume,
 };
 
 /// An image up to this size is decoded as a whole in no time, so its access counts as random.
@@ -31,6 +31,9 @@ const ZERO_STEP: u64 = 64;
 const SPARSE_RATIO: u64 = 8;
 /// Most candidates that one question compares with blocks that are known to be zero: a few KiB each.
 const TWIN_TRIES: usize = 1 << 14;
+/// Bytes that nothing is encoded in, at most: an xz block with the longest header and check, or some lzip
+/// members.
+const EMPTY_MOST: u64 = 4096;
 /// Blocks that an earlier mount has kept take this part of the budget for what is noted of each, so
 /// many bytes. Behind that they are decoded as if they were not there.
 const TAKEN_PART: u64 = 32;
@@ -126,7 +129,7 @@ impl<L: Layout> Decoded<L> {
         Kept::save(name, &stored, |number| layout.offset(number), cx);
         let place = fingerprint(&*layout);
         let kept = Kept::find(name, place, cx);
-        let (mut longest, mut zero) = (0, Vec::new());
+        let (mut longest, mut zero, mut empty) = (0, Vec::new(), Vec::new());
         let (mut taken, most) = (0_u64, cx.cache.budget() / TAKEN_PART / TAKEN_BYTES);
         let mut huge = Huge {
             layout: place,
@@ -137,6 +140,9 @@ impl<L: Layout> Decoded<L> {
                 continue;
             }
             let len = layout.len(number);
+            if len == 0 && layout.index() == Index::InImage {
+                empty.push(number);
+            }
             let is_huge = Blocks::is_huge(len, cx);
             let looked_for = is_huge || (layout.is_slow() && taken < most);
             if let Some(block) = kept.take(number, layout.offset(number), len, looked_for) {
@@ -155,6 +161,9 @@ impl<L: Layout> Decoded<L> {
         }
         let decode: Arc<L> = Arc::clone(&layout);
         let blocks = Blocks::with_stored(name, decode, huge, stored, cx)?;
+        for number in empty {
+            see_that_it_is_empty(&*layout, &blocks, number)?;
+        }
         for number in (0..layout.count()).filter(|number| layout.is_zero(*number)) {
             blocks.note_zero(number);
         }
@@ -327,6 +336,20 @@ impl Tries {
     fn are_used_up(&self) -> bool {
         self.compared >= TWIN_TRIES || self.decoded >= ZERO_TRIES
     }
+}
+
+/// Decodes a block that has no bytes, if the image is right: nobody will ever read it, and what is in it
+/// would be missing from the image.
+fn see_that_it_is_empty(layout: &impl Layout, blocks: &Blocks, number: u64) -> Result<()> {
+    let encoded = layout.encoded(number);
+    if encoded > EMPTY_MOST {
+        let what = format!(
+            "{} is said to be empty, and has {encoded} bytes",
+            layout.describe(number)
+        );
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    blocks.load(number)
 }
 
 /// A hash of where all blocks lie.
