@@ -22,6 +22,8 @@ use crate::{ByteRange, Cx, Error, Kind, Lent, Result};
 
 /// A block longer than this part of the budget is decoded into a temp file.
 const HUGE_PART: u64 = 4;
+/// A block of a slow format that is longer than this is decoded into the cache on disk, if it has room.
+const SLOW_MOST: u64 = 32 << 20;
 /// Of the budget, prefetched blocks take at most one part in this many.
 const AHEAD_PART: u64 = 2;
 /// After this many failed blocks no more are remembered one by one: the layer fails as a whole.
@@ -78,6 +80,9 @@ pub struct Huge {
     pub decoded: u64,
     /// A hash of where all blocks lie: what was decoded of others is not for these.
     pub layout: u64,
+    /// The longest block that is decoded into memory, as [`Blocks::longest`] has it. `None` where only
+    /// the memory counts.
+    pub longest: Option<u64>,
 }
 
 impl Huge {
@@ -132,6 +137,8 @@ pub(super) struct Shared {
     pub(super) passes: Passes,
     /// Keeps what was decoded into memory, where that is worth it.
     pub(super) keeper: Option<Keeper>,
+    /// The longest block that is decoded into memory.
+    longest: u64,
     stop: AtomicBool,
     /// Blocks that failed for good, and why.
     poisoned: Mutex<HashMap<u64, Error>>,
@@ -189,6 +196,7 @@ impl Blocks {
             cx: cx.clone(),
             decode,
             passes: Passes::new(file, stored),
+            longest: huge.longest.unwrap_or(cx.cache.budget() / HUGE_PART),
             keeper: keeps.then(|| Keeper::new(Kept::passes(name, huge.layout))),
             stop: AtomicBool::new(false),
             poisoned: Mutex::default(),
@@ -206,6 +214,25 @@ impl Blocks {
     #[must_use]
     pub fn is_huge(len: u64, cx: &Cx) -> bool {
         len > cx.cache.budget() / HUGE_PART
+    }
+
+    /// The longest block that is decoded into memory, of an image of `size` bytes whose format is slow
+    /// or not. A long block that takes seconds to decode is worth more in the cache on disk, if that
+    /// has room for the image: there it stays, whatever is interrupted.
+    #[must_use]
+    pub fn longest(size: u64, is_slow: bool, cx: &Cx) -> u64 {
+        let most = cx.cache.budget() / HUGE_PART;
+        let has_room = || cx.place.as_ref().is_some_and(|place| place.has_room(size));
+        if is_slow && most > SLOW_MOST && has_room() {
+            return SLOW_MOST;
+        }
+        most
+    }
+
+    /// Whether a block of `len` bytes is decoded into a file, in one pass from its start.
+    #[must_use]
+    pub fn is_long(&self, len: u64) -> bool {
+        len > self.shared.longest
     }
 
     /// Refuses a decoder that alone takes more memory (`bytes`) than there is for all.
@@ -334,7 +361,7 @@ impl Blocks {
     pub fn window(&self, len: u64) -> u64 {
         let cx = &self.shared.cx;
         let cores = u64::try_from(cx.pool.threads()).unwrap_or(u64::MAX);
-        if Self::is_huge(len, cx) {
+        if len > self.shared.longest {
             return 1;
         }
         let fit = cx.cache.budget() / AHEAD_PART / len.max(1);
@@ -524,7 +551,7 @@ impl Shared {
 
     /// Whether a block is or will be in a temp file.
     fn is_in_file(&self, number: u64) -> bool {
-        self.passes.is_given(number) || Blocks::is_huge(self.decode.len(number), &self.cx)
+        self.passes.is_given(number) || self.decode.len(number) > self.longest
     }
 
     /// Fills `buf` from what an earlier mount has left of a block that it did not complete. The pass

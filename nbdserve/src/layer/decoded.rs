@@ -95,7 +95,6 @@ pub(super) struct Decoded<L> {
     name: &'static str,
     layout: Arc<L>,
     blocks: Blocks,
-    cx: Cx,
     geometry: Geometry,
     /// Decoded bytes of the longest block.
     longest: u64,
@@ -131,8 +130,10 @@ impl<L: Layout> Decoded<L> {
         let kept = Kept::find(name, place, cx);
         let (mut longest, mut zero, mut empty) = (0, Vec::new(), Vec::new());
         let (mut taken, most) = (0_u64, cx.cache.budget() / TAKEN_PART / TAKEN_BYTES);
+        let in_memory = Blocks::longest(layout.size(), layout.is_slow(), cx);
         let mut huge = Huge {
             layout: place,
+            longest: Some(in_memory),
             ..Huge::default()
         };
         for number in 0..layout.count() {
@@ -143,7 +144,7 @@ impl<L: Layout> Decoded<L> {
             if len == 0 && layout.index() == Index::InImage {
                 empty.push(number);
             }
-            let is_huge = Blocks::is_huge(len, cx);
+            let is_huge = len > in_memory;
             let looked_for = is_huge || (layout.is_slow() && taken < most);
             if let Some(block) = kept.take(number, layout.offset(number), len, looked_for) {
                 taken = taken.saturating_add(1);
@@ -175,7 +176,7 @@ impl<L: Layout> Decoded<L> {
         let mut geometry = Geometry::bytes(layout.size());
         let own = if geometry.size <= SMALL {
             Access::Random
-        } else if Blocks::is_huge(longest, cx) && longest >= SHORT_PASS {
+        } else if longest > in_memory && longest >= SHORT_PASS {
             Access::FirstPass
         } else if longest == 0 {
             // All of it is decoded already.
@@ -184,7 +185,7 @@ impl<L: Layout> Decoded<L> {
             Access::Block(longest)
         };
         geometry.access = own.max(layout.below().geometry().access);
-        let in_file = longest == 0 || Blocks::is_huge(longest, cx);
+        let in_file = longest == 0 || longest > in_memory;
         let cost = Cost {
             access: own,
             index: layout.index(),
@@ -195,7 +196,6 @@ impl<L: Layout> Decoded<L> {
             name,
             layout,
             blocks,
-            cx: cx.clone(),
             geometry,
             longest,
             ahead: AtomicU64::new(u64::MAX),
@@ -253,7 +253,7 @@ impl<L: Layout> Decoded<L> {
         for (number, block) in self.covering(range) {
             if !self.may_be_zero(number, block)
                 || self.blocks.is_begun(number)
-                || Blocks::is_huge(block.len(), &self.cx)
+                || self.blocks.is_long(block.len())
             {
                 continue;
             }
@@ -420,7 +420,7 @@ impl<L: Layout> Device for Decoded<L> {
                 let start = block.start().max(range.start());
                 self.find_zeroes(ByteRange::between(start, looked), &mut tries);
             }
-            let sparse = Blocks::is_huge(block.len(), &self.cx)
+            let sparse = self.blocks.is_long(block.len())
                 && block.len() / SPARSE_RATIO >= self.layout.encoded(number);
             while !out.is_full() && out.next_offset() < block.end() {
                 let skip = out.next_offset().saturating_sub(block.start());
@@ -461,7 +461,7 @@ impl<L: Layout> Device for Decoded<L> {
             let until = part.end().saturating_sub(block.start());
             let (data, unknown) = self.blocks.tally(number, skip, until);
             // Of a huge block some is data, however much it shrank.
-            let is_huge = Blocks::is_huge(block.len(), &self.cx);
+            let is_huge = self.blocks.is_long(block.len());
             let guess = if self.may_be_zero(number, block) && !is_huge {
                 0
             } else {

@@ -178,7 +178,7 @@ impl Store {
     }
 
     /// Whether the file system has `more` bytes for us, and leaves some to others.
-    fn has_space(&self, more: u64) -> bool {
+    pub(super) fn has_space(&self, more: u64) -> bool {
         let Ok(stat) = rustix::fs::statvfs(&self.folder) else {
             return false;
         };

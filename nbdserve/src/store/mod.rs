@@ -178,6 +178,11 @@ impl Place {
         self.image.store().limit
     }
 
+    /// Whether so many bytes may be kept, and the file system has them.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        bytes <= self.limit() && self.image.store().has_space(bytes)
+    }
+
     /// The name of the file for `name`: names are for people, the digest keeps volumes apart.
     fn file(&self, name: &str, kind: &str) -> String {
         format!("{}.{name}.{kind}", hex(&self.key))

@@ -81,7 +81,7 @@ fn whatever_lies_in_the_cache_no_layer_gives_a_wrong_byte() {
 
 #[test]
 fn after_damage_the_cache_is_as_good_as_new_two_mounts_later() {
-    for number in 0..FORMATS.len() {
+    for (number, format) in FORMATS.iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let image = Image::make(number, &bytes(0));
         let store = Store::with_limit(folder.path(), 1 << 30).unwrap();
@@ -105,6 +105,6 @@ fn after_damage_the_cache_is_as_good_as_new_two_mounts_later() {
         }
         decodes();
         decodes();
-        assert_eq!(decodes(), good, "{:?}", FORMATS[number]);
+        assert_eq!(decodes(), good, "{format:?}");
     }
 }

@@ -434,3 +434,35 @@ fn no_more_small_blocks_are_kept_than_there_is_room_for() {
         }
     }
 }
+
+#[test]
+fn a_long_block_goes_to_the_cache_though_it_fits_memory() {
+    let bytes = noise(36 * MIB, 85);
+    let file = xz(&bytes, &["-0"]);
+    let much = |limit| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cx = Cx::new(1 << 30);
+        cx.place = keeping_at_most(folder.path(), limit).place;
+        cx.temp_dir = "/nonexistent".into();
+        (folder, cx)
+    };
+    let (_folder, cx) = much(1 << 30);
+    let probe = Probe::new(file.clone());
+    let volume = open_on(&probe.volume(), &cx).unwrap();
+    probe.fail_from(Some(file.len() as u64 * 3 / 4));
+    assert!(read(&volume, 35 * MIB, 10).is_err());
+    volume.close().unwrap();
+    // What was decoded until it was interrupted is there.
+    let probe = Probe::new(file.clone());
+    let volume = open_on(&probe.volume(), &cx).unwrap();
+    probe.hold_from(file.len() as u64 / 4);
+    assert!(read(&volume, 16 * MIB, MIB).unwrap() == bytes[16 * MIB..17 * MIB]);
+    probe.release();
+    pass_over(&volume, &bytes);
+    volume.close().unwrap();
+    // Not where it has no room for all of it: then memory does.
+    let (_folder, cx) = much(30 << 20);
+    let volume = open_on(&Probe::new(file).volume(), &cx).unwrap();
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert!(volume.close().is_ok() && cx.cache.peak() > 36 << 20);
+}
