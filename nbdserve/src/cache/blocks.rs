@@ -640,9 +640,10 @@ impl Shared {
             return;
         };
         let mut job = Job::new(self, &block, number);
-        let result = self
-            .check()
-            .and_then(|()| self.decode.decode(number, &mut job));
+        let result = self.check().and_then(|()| match job.take_kept()? {
+            true => Ok(()),
+            false => self.decode.decode(number, &mut job),
+        });
         job.end(result);
     }
 

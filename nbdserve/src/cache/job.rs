@@ -88,6 +88,48 @@ impl<'a> Job<'a> {
     /// `Limit` when the decoder alone needs more than the whole budget, `TimedOut` when no memory
     /// comes back, or that the unit is being taken down.
     pub fn start(&mut self, decoder_bytes: u64) -> Result<bool> {
+        let begun = self.begin(decoder_bytes)?;
+        if begun {
+            let decodes = &self.shared.used.decodes;
+            decodes.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(begun)
+    }
+
+    /// Takes the block from the cache on disk, if it has come there since the layer was opened. False
+    /// when it has to be decoded.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and `Io` when it goes at this moment.
+    pub(super) fn take_kept(&mut self) -> Result<bool> {
+        let (shared, len) = (self.shared, self.block.len());
+        let keeper = shared.keeper.as_ref().filter(|_| !self.is_pass());
+        let offset = shared.decode.offset(self.number);
+        let Some(kept) = keeper.and_then(|one| one.find(self.number, offset, len, &shared.cx))
+        else {
+            return Ok(false);
+        };
+        if !self.begin(0)? {
+            return Ok(true);
+        }
+        let mut at = 0;
+        while at < len {
+            let spare = self.spare()?;
+            if !kept.read(at, spare) {
+                let what = format!(
+                    "{} was taken from the cache",
+                    shared.decode.describe(self.number)
+                );
+                return Err(Error::new(Kind::Io, what));
+            }
+            let read = spare.len();
+            self.advance(read)?;
+            at += read as u64;
+        }
+        Ok(true)
+    }
+
+    fn begin(&mut self, decoder_bytes: u64) -> Result<bool> {
         let shared = self.shared;
         let what = shared.decode.describe(self.number);
         Blocks::check_decoder_memory(&what, decoder_bytes, &shared.cx)?;
@@ -118,7 +160,6 @@ impl<'a> Job<'a> {
                 return Err(error);
             }
         };
-        shared.used.decodes.fetch_add(1, Ordering::Relaxed);
         if self.is_pass() {
             shared.cx.observer.begins(&Pass {
                 what: decoding_once(&shared.name),

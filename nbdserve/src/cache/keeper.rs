@@ -24,6 +24,33 @@ impl Keeper {
         }
     }
 
+    fn pages(&self, cx: &Cx) -> Option<&Pages> {
+        let pages = || cx.place.as_ref()?.pages(&self.name);
+        self.pages.get_or_init(pages).as_ref()
+    }
+
+    /// A block that was kept since this mount began: by another one, or by this one before it had to go
+    /// from memory. All of it was read and is right at this moment.
+    pub(super) fn find(&self, number: u64, offset: u64, len: u64, cx: &Cx) -> Option<InPages<'_>> {
+        let (pages, base) = (self.pages(cx)?, base_of(number, offset)?);
+        let mark = mark_at(base, len);
+        if !pages.is_marked(mark) {
+            return None;
+        }
+        let mut piece = vec![0; PIECE];
+        let mut starts = (0..len).step_by(PIECE);
+        let right = starts.all(|start| {
+            let piece = &mut piece[..(len - start).min(PIECE_BYTES) as usize];
+            pages.read(base + start, piece)
+        });
+        if !right {
+            // Whoever decodes it keeps it anew.
+            pages.forget(base, mark.saturating_sub(base).saturating_add(1));
+            return None;
+        }
+        Some(InPages { pages, base })
+    }
+
     /// Keeps a block that lies in memory, is complete and has passed its check: its mark comes last,
     /// so that what is interrupted, or has no room, counts for nothing. Ends early when `goes_on`
     /// says so.
@@ -35,8 +62,7 @@ impl Keeper {
         cx: &Cx,
         goes_on: impl Fn() -> bool,
     ) {
-        let pages = || cx.place.as_ref()?.pages(&self.name);
-        let Some(pages) = self.pages.get_or_init(pages) else {
+        let Some(pages) = self.pages(cx) else {
             return;
         };
         let (Some(base), Store::Memory(area)) = (base_of(number, offset), &block.store) else {
@@ -66,5 +92,19 @@ impl Keeper {
             }
         }
         pages.mark(mark);
+    }
+}
+
+/// A block in the cache on disk.
+#[derive(Debug)]
+pub(super) struct InPages<'a> {
+    pages: &'a Pages,
+    base: u64,
+}
+
+impl InPages<'_> {
+    /// Fills `buf` with the bytes of the block from `skip` on. False when they are lost by now.
+    pub(super) fn read(&self, skip: u64, buf: &mut [u8]) -> bool {
+        self.pages.read(self.base + skip, buf)
     }
 }

@@ -11,7 +11,7 @@ use crate::tools::{FORMATS, Image, bytes};
 
 /// Set in a child: what it reads.
 const CHILD: &str = "NBDSERVE_CACHE_READER";
-const ROUNDS: u64 = 240;
+const ROUNDS: u64 = 200;
 
 /// The life of a child: opens an image and reads it, again and again, until it is killed.
 fn read_for_ever(what: &str) -> ! {

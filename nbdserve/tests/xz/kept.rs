@@ -466,3 +466,35 @@ fn a_long_block_goes_to_the_cache_though_it_fits_memory() {
     assert!(try_read_all(&volume).unwrap() == bytes);
     assert!(volume.close().is_ok() && cx.cache.peak() > 36 << 20);
 }
+
+#[test]
+fn what_had_to_go_from_memory_or_another_mount_has_decoded_is_not_decoded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise(24 * MIB, 86);
+    let file = xz(&bytes, &["-0", "--block-size=1MiB"]);
+    let open = || open_on(&Probe::new(file.clone()).volume(), &keeping(folder.path())).unwrap();
+    let (first, second) = (open(), open());
+    // Three times as much as fits memory, twice.
+    for _ in 0..2 {
+        assert!(try_read_all(&first).unwrap() == bytes);
+    }
+    assert!((24..30).contains(&decodes(&first)), "{}", decodes(&first));
+    first.close().unwrap();
+    assert!(try_read_all(&second).unwrap() == bytes);
+    assert_eq!(decodes(&second), 0);
+    // What is lost is decoded, and found by others again.
+    let third = open();
+    for path in kept(folder.path()) {
+        let pages = OpenOptions::new().write(true).open(path).unwrap();
+        let len = pages.metadata().unwrap().len();
+        for at in (0..len).step_by(5003) {
+            pages.write_all_at(&[0x5a], at).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        assert!(try_read_all(&second).unwrap() == bytes);
+        assert!(try_read_all(&third).unwrap() == bytes);
+    }
+    second.close().unwrap();
+    third.close().unwrap();
+}
