@@ -118,6 +118,18 @@ fn a_second_mount_decodes_nothing_that_fits_memory_either() {
         assert_eq!(stats[0]["layers"][1]["blocks"]["decodes"], 0, "{name}");
         sandbox.unmount(&file);
     }
+    // It is known by its place, however it was called, and after it is gone.
+    let names_of = |usage: &Value| -> Vec<String> {
+        names(usage).iter().map(|name| (*name).to_owned()).collect()
+    };
+    let prefetch = sandbox.loopmount().args(["--prefetch", "whole.xz"]).ok();
+    prefetch.says(&["read 16 MiB"]);
+    let full = sandbox.join("whole.xz").to_str().unwrap().to_owned();
+    assert!(names_of(&usage(&sandbox, &[])).contains(&full));
+    fs::remove_file(&full).unwrap();
+    let clear = sandbox.loopmount().args(["--cache=clear", "whole.xz"]);
+    assert!(clear.ok().out().contains("removed"));
+    assert!(!names_of(&usage(&sandbox, &[])).contains(&full));
     // Where it is not kept, that is said.
     let packed = must(Command::new("gzip").arg("-c1").arg(&raw));
     let image = sandbox.new_file("disk.gz", packed);
