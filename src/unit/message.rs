@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nbdserve::cx::Pass;
 use nbdserve::error::Report;
 use nbdserve::plan::{self, LayerSpec, Pick, Plan, Purpose, Resolved};
-use nbdserve::{Access, Error, Kind, Result};
+use nbdserve::{Access, Error, Kind, Result, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::cache::DiskCache;
@@ -259,6 +259,9 @@ pub struct Opened {
     pub filesystem: Option<String>,
     /// Every byte costs the decoding of all before it.
     pub first_pass: bool,
+    /// Every read beyond what is needed costs: it comes from a server.
+    #[serde(default)]
+    pub remote: bool,
     /// Transmission flags of the NBD protocol.
     pub nbd_flags: u16,
     /// The file system has a journal to be written back: that goes to a scratch layer.
@@ -275,6 +278,7 @@ impl Opened {
             size: resolved.volume.size(),
             filesystem: resolved.content.file_system().map(|info| info.name.clone()),
             first_pass: resolved.volume.geometry().access == Access::FirstPass,
+            remote: resolved.chain.first().is_some_and(Volume::gathers),
             nbd_flags,
             replay: false,
         }

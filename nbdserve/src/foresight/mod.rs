@@ -132,6 +132,7 @@ impl Device for Watched {
         let mut state = self.lock();
         let is_watched = state.note(range) && self.source.gathers();
         if is_watched {
+            tracing::trace!("foresight: reads {range}");
             let hints = state.guide.asked(range);
             drop(state);
             self.tell(&hints);

@@ -104,6 +104,9 @@ impl Supervisor {
             let options = loop_device::LoopOptions {
                 id: &request.id,
                 read_only: !request.has_writable_device(),
+                // Else the kernel reads ahead twice: in the file system, which knows of files, and
+                // in the image, which it takes for one.
+                direct_io: opened.remote,
                 ..Default::default()
             };
             let device = loop_device::attach(file.as_fd(), &options)?;

@@ -38,6 +38,8 @@ pub(super) struct Body {
     pub(super) map: Map,
     /// When it was last hinted at.
     pub(super) told: Option<u64>,
+    /// That was a guess, of which it is not known yet whether it was right.
+    pub(super) is_guess: bool,
 }
 
 /// By inode number; the one that was there first goes first.
@@ -45,6 +47,16 @@ pub(super) struct Body {
 struct Shelf {
     bodies: BTreeMap<u32, Body>,
     order: VecDeque<u32>,
+}
+
+impl Body {
+    fn new(map: Map) -> Self {
+        Self {
+            map,
+            told: None,
+            is_guess: false,
+        }
+    }
 }
 
 impl Known {
@@ -63,7 +75,7 @@ impl Known {
         map.runs.shrink_to_fit();
         map.nodes.shrink_to_fit();
         let new = place_keys(&map, ino, is_dir).collect::<Vec<_>>();
-        for gone in shelf.put(ino, Body { map, told: None }) {
+        for gone in shelf.put(ino, Body::new(map)) {
             for (block, place) in place_keys(&gone.1.map, gone.0, is_dir) {
                 // Another may claim the block by now.
                 if self.places.get(&block) == Some(&place) {
@@ -119,10 +131,17 @@ impl Known {
         bodies.into_iter().flatten().map(|(ino, body)| (*ino, body))
     }
 
-    pub(super) fn note_told(&mut self, ino: u32, clock: u64) {
+    pub(super) fn note_told(&mut self, ino: u32, clock: u64, is_guess: bool) {
         if let Some(body) = self.directories.bodies.get_mut(&ino) {
             body.told = Some(clock);
+            body.is_guess = is_guess;
         }
+    }
+
+    /// Notes that directory `ino` is read; whether that had been guessed.
+    pub(super) fn note_read(&mut self, ino: u32) -> bool {
+        let body = self.directories.bodies.get_mut(&ino);
+        body.is_some_and(|body| std::mem::take(&mut body.is_guess))
     }
 
     pub(super) fn file(&self, ino: u32) -> Option<&Map> {

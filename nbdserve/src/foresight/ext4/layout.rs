@@ -25,6 +25,12 @@ const LONG_DESCRIPTOR: u64 = 64;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 /// `s_feature_ro_compat`: backup superblocks only in groups that are powers of 3, 5 and 7.
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+/// `s_feature_ro_compat`: descriptors say how much of their tables was never in use, under either
+/// of two kinds of checksum.
+const RO_COMPAT_GDT_CSUM: u32 = 0x10;
+const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
+/// `bg_flags`: nothing of the table was ever in use.
+const INODE_UNINIT: u16 = 0x1;
 /// `s_feature_incompat`: a journal's device, not a file system.
 const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 /// Descriptors lie in the groups that they describe.
@@ -51,6 +57,18 @@ pub(crate) struct Layout {
     /// Blocks of descriptors that lie together behind the superblock.
     descriptor_blocks: u64,
     backups: Backups,
+    /// Descriptors say what of their tables is not in use.
+    states_unused: bool,
+}
+
+/// An inode table, as its group's descriptor states it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) group: u64,
+    /// Its first block.
+    pub(crate) start: u64,
+    /// Blocks from there on that hold inodes which are or were in use.
+    pub(crate) used: u64,
 }
 
 /// The groups that have a superblock.
@@ -118,6 +136,7 @@ impl Layout {
             descriptor_size,
             descriptor_blocks,
             backups,
+            states_unused: ro_compat & (RO_COMPAT_GDT_CSUM | RO_COMPAT_METADATA_CSUM) != 0,
         })
     }
 
@@ -138,12 +157,12 @@ impl Layout {
         is_one.then_some(group)
     }
 
-    /// The inode tables that the descriptors in a block state: each one's group and first block.
+    /// The inode tables that the descriptors in a block state.
     pub(crate) fn tables<'a>(
         &'a self,
         first_group: u64,
         block: &'a [u8],
-    ) -> impl Iterator<Item = (u64, u64)> + 'a {
+    ) -> impl Iterator<Item = Table> + 'a {
         let size = usize::try_from(self.descriptor_size).unwrap_or(usize::MAX);
         let groups = first_group..self.groups;
         groups
@@ -155,8 +174,31 @@ impl Layout {
                     0
                 };
                 let start = wide(le32(raw, 0x8)?, high);
-                (start > 0 && start < self.blocks).then_some((group, start))
+                (start > 0 && start < self.blocks).then_some(Table {
+                    group,
+                    start,
+                    used: self.used_blocks(raw)?,
+                })
             })
+    }
+
+    /// Blocks at the start of a table that hold inodes which were ever in use, by its descriptor.
+    fn used_blocks(&self, raw: &[u8]) -> Option<u64> {
+        let unused = if !self.states_unused {
+            0
+        } else if le16(raw, 0x12)? & INODE_UNINIT != 0 {
+            self.inodes_per_group
+        } else {
+            let high = if self.descriptor_size >= LONG_DESCRIPTOR {
+                u32::from(le16(raw, 0x32)?)
+            } else {
+                0
+            };
+            u32::from(le16(raw, 0x1c)?) | (high << 16)
+        };
+        let used = self.inodes_per_group.saturating_sub(unused);
+        let bytes = u64::from(used).saturating_mul(self.inode_size);
+        Some(bytes.div_ceil(self.block_size))
     }
 
     /// Blocks of the inode table of a group.

@@ -4,33 +4,32 @@
 //! neighbours: each such read tells where hundreds of directories and files are. What it reads next
 //! of them begins with their first block, or with the node that lists their blocks.
 
+mod follow;
+mod hints;
 mod inode;
 mod known;
 mod layout;
+mod near;
+mod tables;
 
-use std::collections::{BTreeMap, VecDeque};
-
+use follow::Followed;
+use hints::{Hints, bytes_of};
 use inode::{Inode, Map, Run, node};
 use known::{Known, Place};
 use layout::{Layout, SUPERBLOCK_AT, SUPERBLOCK_LEN};
+use near::Near;
+use tables::Tables;
 
 use super::Guide;
 use crate::{ByteRange, Volume};
 
-/// Inode tables whose places are kept: a file system of 16 TiB has twice as many.
-const MOST_TABLES: usize = 1 << 16;
-/// Tables that a read is compared with. They do not overlap unless the image lies.
-const MOST_OVERLAPS: usize = 4;
-/// Of a directory, this much at once.
-const DIRECTORY: u64 = 1 << 20;
 /// Directories whose inodes follow that of one that is read are mostly made in one go with it, as
-/// its subdirectories. Those with at most `NEAR` bytes are hinted at with it, from so many inodes
-/// and up to so many bytes: less than what a round trip is worth.
-const NEAR_INODES: u32 = 2048;
-const NEAR: u64 = 32 << 10;
+/// its subdirectories. Short ones are hinted at with it, those of one block or up to `NEAR` bytes,
+/// from so many inodes and up to so many bytes: less than what a round trip is worth. Of longer
+/// ones, few were ever read.
+const NEAR_INODES: u32 = 512;
+const NEAR: u64 = 4 << 10;
 const NEAR_BYTES: u64 = 256 << 10;
-/// What is had at once is one request: that names at most so many ranges.
-const NEAR_RANGES: usize = 64;
 /// Reads up to this length may begin before what is wanted; in longer ones, only what is at the
 /// beginning was asked for: the rest was read ahead.
 const SHORT: u64 = 32 << 10;
@@ -39,11 +38,12 @@ const SHORT: u64 = 32 << 10;
 const SMALL: u64 = 64 << 10;
 /// A file up to this length is hinted at as a whole.
 const WHOLE: u64 = 512 << 10;
-/// Of a longer one, this much at first, and then as much again as there was, up to a limit.
+/// Of a longer one, this much at first.
 const BEGINNING: u64 = 256 << 10;
-const STEP: u64 = 4 << 20;
-/// Long files that are followed at the same time.
-const FOLLOWED: usize = 16;
+/// Then as much again as there was, up to this much: of files, and of inode tables, which are read
+/// in order for a while and then elsewhere.
+const FILE_STEP: u64 = 4 << 20;
+const TABLE_STEP: u64 = 1 << 20;
 /// What was hinted at may have gone again when so many bytes have passed.
 const STAYS: u64 = 32 << 20;
 
@@ -58,47 +58,23 @@ pub(super) fn recognise(volume: &Volume) -> Option<Ext4> {
 #[derive(Debug)]
 pub(crate) struct Ext4 {
     layout: Layout,
-    /// The first blocks of inode tables, and their groups.
-    tables: BTreeMap<u64, u64>,
+    tables: Tables,
     known: Known,
-    followed: VecDeque<Followed>,
+    followed: Followed,
+    near: Near,
     /// Bytes that were read and hinted at.
     clock: u64,
-}
-
-/// A long file that is being read.
-#[derive(Debug)]
-struct Followed {
-    runs: Vec<Run>,
-    /// Bytes from its start that were hinted at.
-    told: u64,
 }
 
 impl Ext4 {
     fn new(layout: Layout) -> Self {
         Self {
             layout,
-            tables: BTreeMap::new(),
+            tables: Tables::default(),
             known: Known::default(),
-            followed: VecDeque::new(),
+            followed: Followed::default(),
+            near: Near::default(),
             clock: 0,
-        }
-    }
-
-    /// The group whose inode table has `block`, and the block's number in it.
-    fn table_at(&self, block: u64) -> Option<(u64, u64)> {
-        let len = self.layout.table_blocks();
-        let before = self.tables.range(..=block).rev().take(MOST_OVERLAPS);
-        let mut found = before.map(|(start, group)| (*group, block.saturating_sub(*start)));
-        found.find(|(_, number)| *number < len)
-    }
-
-    fn learn_tables(&mut self, first_group: u64, block: &[u8]) {
-        for (group, start) in self.layout.tables(first_group, block) {
-            if self.tables.len() >= MOST_TABLES {
-                return;
-            }
-            self.tables.insert(start, group);
         }
     }
 
@@ -117,12 +93,16 @@ impl Ext4 {
 
     /// What goes with directory `ino`: all of it, and its neighbours.
     fn directory(&mut self, ino: u32, hints: &mut Hints) {
+        if self.known.note_read(ino) {
+            self.near.was_read();
+        }
         let clock = self.clock;
         match self.known.directory(ino) {
             Some(directory) if !self.is_fresh(directory.told) => hints.add_map(&directory.map),
             _ => return,
         }
-        self.known.note_told(ino, clock);
+        self.known.note_told(ino, clock, false);
+        let most_ranges = self.near.most();
         let most = hints.bytes.saturating_add(NEAR_BYTES);
         let mut near = Vec::new();
         let block_size = self.layout.block_size;
@@ -135,18 +115,19 @@ impl Ext4 {
             let nodes = u64::try_from(map.nodes.len()).unwrap_or(u64::MAX);
             let bytes = blocks.saturating_add(nodes).saturating_mul(block_size);
             let all = hints.bytes.saturating_add(bytes);
-            if bytes > NEAR || all > most || self.is_fresh(directory.told) {
+            if bytes > NEAR.max(block_size) || all > most || self.is_fresh(directory.told) {
                 continue;
             }
             let pieces = map.runs.len().saturating_add(map.nodes.len());
-            if hints.ranges.len().saturating_add(pieces) > NEAR_RANGES {
+            if hints.ranges.len().saturating_add(pieces) > most_ranges {
                 break;
             }
             hints.add_map(map);
             near.push(ino);
         }
+        self.near.guessed(near.len());
         for ino in near {
-            self.known.note_told(ino, clock);
+            self.known.note_told(ino, clock, true);
         }
     }
 
@@ -159,26 +140,25 @@ impl Ext4 {
         let told = if len <= WHOLE { len } else { BEGINNING };
         hints.add_part(&runs, 0, told);
         if told < len {
-            self.followed.truncate(FOLLOWED.saturating_sub(1));
-            self.followed.push_front(Followed { runs, told });
+            self.followed.add(runs, told, FILE_STEP);
         }
     }
 
-    /// What comes after that part of a long file that is read.
-    fn follow(&mut self, range: ByteRange, hints: &mut Hints) {
+    /// What goes with a read of an inode table at `block`: what is in use of it is followed. What
+    /// never was is not read ahead, wherever the reader is.
+    fn table(&mut self, block: u64, range: ByteRange, hints: &mut Hints) {
         let block_size = self.layout.block_size;
-        for file in &mut self.followed {
-            // Once half of what was told is read.
-            let half = file.told / 2;
-            if furthest(&file.runs, range, block_size).is_none_or(|at| at <= half) {
-                continue;
-            }
-            let step = file.told.min(STEP);
-            hints.add_part(&file.runs, file.told, step);
-            file.told = file.told.saturating_add(step);
+        let Some(end) = self.tables.used_until(&self.layout, block) else {
+            return;
+        };
+        let run = Run {
+            start: block,
+            len: end.saturating_sub(block),
+        };
+        if !self.followed.reaches(range.start(), block_size) {
+            hints.add_part(&[run], 0, range.len());
+            self.followed.add(vec![run], range.len(), TABLE_STEP);
         }
-        let is_over = |file: &Followed| file.told >= bytes_of(&file.runs, block_size);
-        self.followed.retain(|file| !is_over(file));
     }
 
     /// What a node says that was read: the rest of what goes with its file.
@@ -216,7 +196,8 @@ impl Guide for Ext4 {
                 _ => {}
             }
         }
-        self.follow(range, &mut hints);
+        self.table(first, range, &mut hints);
+        self.followed.on(range, &mut hints);
         if !hints.ranges.is_empty() {
             // It comes along: by itself it would be a request more.
             hints.add(range);
@@ -233,97 +214,13 @@ impl Guide for Ext4 {
                 && let Some(map) = node(bytes, sort, self.layout.blocks)
             {
                 self.node(place, map, &mut hints);
-            } else if let Some((group, number)) = self.table_at(block) {
+            } else if let Some((group, number)) = self.tables.at(&self.layout, block) {
                 self.learn_inodes(group, number, bytes);
             } else if let Some(group) = self.layout.first_group_in(block) {
-                self.learn_tables(group, bytes);
+                self.tables.learn(&self.layout, group, bytes);
             }
         }
         self.clock = self.clock.saturating_add(hints.bytes);
         hints.ranges
     }
-}
-
-/// Hints that are being put together.
-#[derive(Debug)]
-struct Hints {
-    block_size: u64,
-    ranges: Vec<ByteRange>,
-    bytes: u64,
-}
-
-impl Hints {
-    fn new(block_size: u64) -> Self {
-        Self {
-            block_size,
-            ranges: Vec::new(),
-            bytes: 0,
-        }
-    }
-
-    /// The blocks of a directory, and those that list more of them.
-    fn add_map(&mut self, map: &Map) {
-        for node in &map.nodes {
-            let run = Run {
-                start: node.block,
-                len: 1,
-            };
-            self.add_part(&[run], 0, self.block_size);
-        }
-        self.add_part(&map.runs, 0, DIRECTORY);
-    }
-
-    /// The `len` bytes from `skip` on of what lies in `runs`.
-    fn add_part(&mut self, runs: &[Run], skip: u64, len: u64) {
-        let end = skip.saturating_add(len);
-        let mut at: u64 = 0;
-        for run in runs {
-            let bytes = run.len.saturating_mul(self.block_size);
-            let from = skip.saturating_sub(at).min(bytes);
-            let until = end.saturating_sub(at).min(bytes);
-            at = at.saturating_add(bytes);
-            let start = run.start.saturating_mul(self.block_size);
-            self.add(ByteRange::between(
-                start.saturating_add(from),
-                start.saturating_add(until),
-            ));
-        }
-    }
-
-    fn add(&mut self, range: ByteRange) {
-        if range.is_empty() {
-            return;
-        }
-        self.bytes = self.bytes.saturating_add(range.len());
-        match self.ranges.last_mut() {
-            Some(last) if last.end() == range.start() => {
-                *last = ByteRange::between(last.start(), range.end());
-            }
-            _ => self.ranges.push(range),
-        }
-    }
-}
-
-fn bytes_of(runs: &[Run], block_size: u64) -> u64 {
-    let blocks = runs
-        .iter()
-        .fold(0, |all: u64, run| all.saturating_add(run.len));
-    blocks.saturating_mul(block_size)
-}
-
-/// How far into a file with these runs a read of `range` of the volume goes, in bytes.
-fn furthest(runs: &[Run], range: ByteRange, block_size: u64) -> Option<u64> {
-    let mut at: u64 = 0;
-    let mut most = None;
-    for run in runs {
-        let start = run.start.saturating_mul(block_size);
-        let place = ByteRange::between(start, run.end().saturating_mul(block_size));
-        let read = place.intersect(range);
-        if !read.is_empty() {
-            let end = at.saturating_add(read.end().saturating_sub(start));
-            most = most.max(Some(end));
-        }
-        at = at.saturating_add(place.len());
-    }
-    most
 }

@@ -26,6 +26,7 @@ mod engine;
 mod failure;
 mod fetch;
 mod headers;
+mod locality;
 pub(crate) mod multipart;
 mod netrc;
 mod options;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::locality::Locality;
 use super::store::{CHUNK, PAGE, chunks};
 use crate::ByteRange;
 
@@ -10,6 +11,12 @@ use crate::ByteRange;
 /// takes 7 ms, less than the round trip to ask for a neighbour; a file system's metadata has many
 /// of those.
 pub(super) const WINDOW: u64 = 64 << 10;
+/// The same while somebody says what will be needed: that has the neighbours that count.
+const GUIDED_WINDOW: u64 = 4 << 10;
+/// It is taken for said no longer after so many reads without a word.
+const GUIDED_READS: u64 = 256;
+/// Where most of what lies near to each other is read, though in no order, that much is fetched.
+const REACHES: [u64; 3] = [WINDOW, 256 << 10, 1 << 20];
 /// Readers that are recognised at the same time.
 const MOST_STREAMS: usize = 16;
 /// A read this far beyond the last one still continues it: the kernel reads ahead with several
@@ -31,6 +38,9 @@ pub(super) struct Streams {
     most: u64,
     /// Counts the reads.
     clock: u64,
+    /// When several ranges at once were last said to be needed.
+    guided: Option<u64>,
+    locality: Locality,
     /// The least recently used first.
     live: VecDeque<Stream>,
     hinted: VecDeque<Hint>,
@@ -60,6 +70,16 @@ struct Stream {
     used: u64,
 }
 
+impl Stream {
+    /// Notes that it has read `range`, unless it was further already.
+    fn pass(&mut self, range: ByteRange) {
+        if range.end() > self.next {
+            self.run = self.run.saturating_add(range.len());
+            self.next = range.end();
+        }
+    }
+}
+
 impl Streams {
     /// For a device of `size` bytes; at most `most` bytes are fetched ahead at once, and by all
     /// streams together about four times as much.
@@ -68,6 +88,8 @@ impl Streams {
             size,
             most: most.max(WINDOW),
             clock: 0,
+            guided: None,
+            locality: Locality::new(&REACHES),
             live: VecDeque::new(),
             hinted: VecDeque::new(),
         }
@@ -84,18 +106,22 @@ impl Streams {
     /// continues a stream; and a read behind one that is not there has a neighbourhood like any
     /// other.
     pub(super) fn read(&mut self, range: ByteRange, is_here: bool) -> ByteRange {
-        if self.hinted.iter().any(|hint| hint.range.contains(range)) {
-            return self.align(range, PAGE);
-        }
-        self.clock += 1;
+        self.locality.note(range);
         let continues = |stream: &Stream| {
             let near = stream.next.saturating_sub(SLACK)..=stream.next.saturating_add(SLACK);
             near.contains(&range.start())
         };
         // The latest first: of two streams that meet, the one that is alive.
         let found = self.live.iter().rposition(continues);
+        if self.hinted.iter().any(|hint| hint.range.contains(range)) {
+            if let Some(stream) = found.and_then(|at| self.live.get_mut(at)) {
+                stream.pass(range);
+            }
+            return self.align(range, PAGE);
+        }
+        self.clock += 1;
         let Some(mut stream) = found.and_then(|at| self.live.remove(at)) else {
-            let window = self.align(range, if is_here { PAGE } else { WINDOW });
+            let window = self.window(range, is_here);
             if self.live.len() >= MOST_STREAMS {
                 self.live.pop_front();
             }
@@ -115,10 +141,9 @@ impl Streams {
 
     fn continued(&self, stream: &mut Stream, range: ByteRange, is_here: bool) -> ByteRange {
         if range.end() <= stream.next {
-            return self.align(range, if is_here { PAGE } else { WINDOW });
+            return self.window(range, is_here);
         }
-        stream.run = stream.run.saturating_add(range.len());
-        stream.next = range.end();
+        stream.pass(range);
         stream.used = self.clock;
         if stream.asked.saturating_sub(stream.next) >= stream.piece / 2 {
             return self.align(range, PAGE);
@@ -126,8 +151,9 @@ impl Streams {
         let lively = |other: &&Stream| other.used.saturating_add(LIVELY) > self.clock;
         let others = self.live.iter().filter(lively).count() as u64;
         let most = (self.most.saturating_mul(4) / (others + 1)).clamp(WINDOW, self.most);
+        let least = self.least().min(most);
         let doubled = stream.piece.saturating_mul(2);
-        stream.piece = stream.run.min(doubled).clamp(WINDOW, most);
+        stream.piece = stream.run.min(doubled).clamp(least, most);
         let from = stream.asked.max(range.start());
         let end = from.saturating_add(stream.piece).max(range.end());
         let want = self.align(ByteRange::between(range.start(), end), PAGE);
@@ -174,6 +200,7 @@ impl Streams {
     pub(super) fn hint_set(&mut self, ranges: &[ByteRange]) -> Vec<ByteRange> {
         let pages = ranges.iter().map(|range| self.align(*range, PAGE));
         let wanted = merged(pages.collect(), 0);
+        self.guided = Some(self.clock);
         for range in &wanted {
             if self.hinted.len() >= MOST_HINTS {
                 self.hinted.pop_front();
@@ -184,6 +211,28 @@ impl Streams {
             });
         }
         wanted
+    }
+
+    /// What to have for a read that continues nothing.
+    fn window(&self, range: ByteRange, is_here: bool) -> ByteRange {
+        self.align(range, if is_here { PAGE } else { self.least() })
+    }
+
+    /// The fewest bytes to fetch when there is something to be fetched.
+    fn least(&self) -> u64 {
+        let usual = if self.is_guided() {
+            GUIDED_WINDOW
+        } else {
+            WINDOW
+        };
+        let reach = self.locality.reach().unwrap_or(usual);
+        reach.clamp(usual, self.most)
+    }
+
+    /// Whether somebody says what will be needed.
+    fn is_guided(&self) -> bool {
+        let lasts = |told: u64| self.clock.saturating_sub(told) < GUIDED_READS;
+        self.guided.is_some_and(lasts)
     }
 
     /// `range` widened to multiples of `unit`, cut at the end of the device.
