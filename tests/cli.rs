@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::damage::{gpt, mbr, xz};
 use common::sandbox::{EVERYBODY, with_small_disk};
@@ -116,6 +116,44 @@ fn info_shows_layers_partitions_and_file_systems() {
             ],
         );
     }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure_and_a_full_disk_is_one() {
+    let (sandbox, image) = with_small_disk(Who::User);
+    let point = sandbox.mount(&[], &image, "mnt");
+    let (image, point) = (image.to_str().unwrap(), point.to_str().unwrap());
+    let outputs: &[&[&str]] = &[
+        &["--info", image],
+        &["--info", "--json", image],
+        &["--list"],
+        &["--list", "--json"],
+        &["--stats", point],
+        &["--stats", "--json", point],
+        &["--cache"],
+        &["--cache", "--json"],
+    ];
+    let run = |args: &[&str], out: std::process::Stdio| {
+        let mut command = sandbox.loopmount().args(args).into_command();
+        let output = command.stdin(Stdio::null()).stdout(out).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+        (output.status.code(), said)
+    };
+    for args in outputs {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(
+            run(args, writer.into()),
+            (Some(0), String::new()),
+            "{args:?}"
+        );
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let (code, said) = run(args, full.into());
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+        assert!(said.contains("cannot write to standard output"), "{said}");
+    }
+    sandbox.unmount(std::path::Path::new(point));
 }
 
 #[test]
@@ -346,7 +384,13 @@ fn a_gpt_whose_first_copy_is_damaged_is_read_from_the_second() {
             .arg(&image)
             .arg(&point)
             .fails(1)
-            .says(&["gpt", "checksum"]);
+            .says(&["gpt", "checksum", "--fuse"]);
+        // Whoever repairs it needs the disk, not the table.
+        let raw = sandbox.join("raw");
+        let cmd = sandbox.loopmount().arg("--fuse");
+        cmd.arg(&image).arg(&raw).ok();
+        assert!(sandbox.read(&raw) == disk);
+        sandbox.unmount(&raw);
     }
 }
 

@@ -247,6 +247,41 @@ fn writes_of_root_land_in_the_image() {
     }
 }
 
+/// The kernel takes what is written and writes it later, where it may have no room any more.
+#[test]
+fn an_unmount_says_what_did_not_reach_the_image() {
+    require_tool("qemu-img", "qemu-utils");
+    let sandbox = Sandbox::new(Who::Root);
+    let small = sandbox.new_dir("small");
+    must(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8M", "tmpfs"])
+            .arg(&small),
+    );
+    let image = small.join("disk.qcow2");
+    let raw = sandbox.join("raw");
+    images::make_sparse(&raw, 64 << 20);
+    must(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-b", "4096"])
+            .arg(&raw),
+    );
+    let convert = ["convert", "-O", "qcow2"];
+    must(Command::new("qemu-img").args(convert).arg(&raw).arg(&image));
+    let write = |mib: usize| {
+        let point = sandbox.mount(&["-w", "--via", "loop"], &image, &format!("mnt{mib}"));
+        fs::write(point.join("new"), vec![0x5a; mib << 20]).unwrap();
+        sandbox.loopmount().arg("-u").arg(&point).run()
+    };
+    write(1).expect(0);
+    write(20).expect(1).says(&[
+        "not all that was written",
+        "writes of the file system failed",
+    ]);
+    must(Command::new("umount").arg(&small));
+    sandbox.assert_clean();
+}
+
 /// What [`writes_of_root_land_in_the_image`] wrote is there, and the file system is sound.
 #[track_caller]
 fn check_written(sandbox: &Sandbox, disk: &Path) {
@@ -320,13 +355,15 @@ fn what_cannot_be_written_is_refused_with_its_name() {
     let image = sandbox.image(&common::images().ext4());
     must(Command::new("chown").arg("root:root").arg(&image));
     let raw = sandbox.join("raw");
-    sandbox
-        .loopmount()
-        .args(["-w", "--fuse"])
-        .arg(&image)
-        .arg(&raw)
-        .fails(1)
-        .says(&["permission denied"]);
+    let write = || {
+        let cmd = sandbox.loopmount().args(["-w", "--fuse"]);
+        cmd.arg(&image).arg(&raw).fails(1)
+    };
+    write().says(&["permission denied", "--cow takes writes"]);
+    // What cannot be read either is not offered.
+    must(Command::new("chmod").arg("600").arg(&image));
+    let refused = write().says(&["permission denied"]);
+    assert!(!refused.stderr.contains("--cow"), "{}", refused.stderr);
 }
 
 #[test]

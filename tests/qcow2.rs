@@ -82,7 +82,15 @@ fn an_overlay_is_read_with_its_backing_file_from_the_same_folder_only() {
             "{info}"
         );
 
+        // By a link elsewhere it is the same image, for every form of the command.
         let inner = sandbox.new_dir("inner");
+        let link = inner.join("link.qcow2");
+        std::os::unix::fs::symlink("../top.qcow2", &link).unwrap();
+        let through = sandbox.loopmount().arg("--info").arg(&link).ok().out();
+        assert!(through.contains("backing file \"base.qcow2\", qcow2"));
+        sandbox.loopmount().arg("--fuse").args([&link, &raw]).ok();
+        sandbox.unmount(&raw);
+
         let image = overlay(&sandbox, "inner/top.qcow2", "../base.qcow2");
         sandbox
             .loopmount()

@@ -18,8 +18,10 @@ use std::time::{Duration, Instant};
 use common::{Mounted, PATIENCE, pattern};
 use nbdfuse::mount::{self, Mode, Unmounted};
 use nbdserve::source::Memory;
-use nbdserve::testing::{Counting, Faulty, Slow};
-use nbdserve::{ByteRange, Device, ExtentFlags, Extents, Geometry, Kind, Result, Volume};
+use nbdserve::testing::{Counting, Faulty, Slow, StrictDisk};
+use nbdserve::{
+    ByteRange, Device, ExtentFlags, Extents, Geometry, Kind, Result, Volume, WriteFeatures,
+};
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// An empty file to mount on, in a folder of its own.
@@ -96,10 +98,20 @@ fn a_read_only_file_takes_no_write_and_shows_no_write_permission() {
     mounted.unmount();
 }
 
+/// A volume that can do more than write zeroes.
+fn with_holes(bytes: Vec<u8>) -> Volume {
+    let features = WriteFeatures {
+        zero: true,
+        trim: true,
+        ..WriteFeatures::default()
+    };
+    StrictDisk::new(512).features(features).volume(bytes).0
+}
+
 #[test]
 fn writes_reach_the_volume_and_end_at_its_end() {
     let (_dir, path) = target();
-    let volume = Memory::volume(vec![7; 100_000]);
+    let volume = with_holes(vec![7; 100_000]);
     let mounted = Mounted::file(volume.clone(), &path, true);
     let mut file = OpenOptions::new()
         .read(true)
@@ -354,7 +366,7 @@ fn a_loop_device_on_the_file_has_the_same_bytes() {
 #[test]
 fn a_file_system_is_written_through_a_loop_device_on_the_file() {
     let (dir, path) = target();
-    let volume = Memory::volume(vec![0; 64 << 20]);
+    let volume = with_holes(vec![0; 64 << 20]);
     let mounted = Mounted::file(volume.clone(), &path, true);
     let mnt = dir.path().join("mnt");
     fs::create_dir(&mnt).unwrap();

@@ -237,7 +237,8 @@ pub trait Device: Send + Sync + Debug {
         true
     }
 
-    /// What is unusual about it, for `--info`. Texts from the image are escaped.
+    /// What is unusual about it, for `--info`: may read a part of what is below to find out. Texts from
+    /// the image are escaped.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }

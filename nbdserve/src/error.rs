@@ -241,20 +241,73 @@ impl std::error::Error for Error {
 }
 
 /// Makes text that came from an image or a path safe for a terminal: control characters become
-/// `\u{..}` escapes, everything else stays.
+/// `\u{..}` escapes, everything else stays. Done to what [`quote`] has made it changes nothing.
 #[must_use]
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        // Bidirectional overrides can make a message read as something else.
-        let reorders = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || reorders {
+        if misleads(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);
         }
     }
     out
+}
+
+/// A label or a name that came from an image or a path, in quotes, so that it can only be read in one
+/// way: as [`escape`], and quotes and backslashes in it get a backslash.
+#[must_use]
+pub fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().saturating_add(2));
+    out.push('"');
+    for c in text.chars() {
+        if misleads(c) {
+            out.extend(c.escape_default());
+            continue;
+        }
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+    out
+}
+
+/// As [`quote`] for a column or another place where a name stands alone: one that can be read in one
+/// way only has no quotes.
+#[must_use]
+pub fn quote_if_needed(text: &str) -> String {
+    let at_an_end = text.trim().len() < text.len();
+    let is_plain = |c: char| !misleads(c) && !matches!(c, '"' | '\\');
+    match !at_an_end && !text.contains("  ") && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => quote(text),
+    }
+}
+
+/// Whether a character is not what it looks like, or makes those around it look otherwise: control
+/// characters, ends of lines, marks and overrides of the direction of writing.
+fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}'
+        )
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` as one word of a shell's command, for a hint that is typed as it stands: in quotes where it
+/// has more than what names usually have. What an image calls itself or others must not become a
+/// command of its own.
+#[must_use]
+pub fn shell(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:=@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -294,6 +347,44 @@ mod tests {
             escape("a\u{1b}[31m\nb\u{202e}é"),
             "a\\u{1b}[31m\\nb\\u{202e}é"
         );
+    }
+
+    #[test]
+    fn what_is_quoted_can_be_read_in_one_way() {
+        for (text, quoted) in [
+            ("", r#""""#),
+            ("EFI System", r#""EFI System""#),
+            ("my \"label\"\nx", r#""my \"label\"\nx""#),
+            ("my \"label\"\\nx", r#""my \"label\"\\nx""#),
+            ("C:\\a\u{202e}\u{2028}é", r#""C:\\a\u{202e}\u{2028}é""#),
+        ] {
+            assert_eq!(quote(text), quoted);
+            // It is made safe again where it is printed.
+            assert_eq!(escape(quoted), quoted);
+        }
+    }
+
+    #[test]
+    fn quotes_stand_where_they_are_needed() {
+        for plain in ["", "EFI System", "vg/root", "größe", "it's"] {
+            assert_eq!(quote_if_needed(plain), plain);
+        }
+        for not in [" a", "a ", "a  b", "a\"", "a\\", "a\tb", "\u{200f}a"] {
+            assert_eq!(quote_if_needed(not), quote(not));
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_word_of_a_command() {
+        assert_eq!(shell("/srv/disk-1.qcow2"), "/srv/disk-1.qcow2");
+        for name in [
+            "", "it's", "a b", "'; id; '", "$(id)", "`id`", "~", "*", "\\", "#", "a\tb",
+        ] {
+            let script = format!("printf %s {}", shell(name));
+            let mut sh = std::process::Command::new("sh");
+            let output = sh.arg("-c").arg(&script).output().unwrap();
+            assert_eq!(output.stdout, name.as_bytes(), "{script}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::error::escape;
+use crate::error::{escape, quote, shell};
 use crate::source::{File, OpenMode};
 use crate::{Error, Kind, Result, Volume};
 
@@ -32,6 +32,8 @@ pub struct References {
     allowed: Arc<Vec<PathBuf>>,
     /// The files from the image to here, the image first.
     trail: Vec<FileId>,
+    /// The last part of the name of the last of them.
+    name: Option<Arc<str>>,
 }
 
 /// The folder that names are relative to.
@@ -62,14 +64,18 @@ impl References {
         Self::default()
     }
 
-    /// For the image at `image`, a local path: files in its folder, and in `allowed`.
+    /// For the image at `image`, a local path: files in its folder, and in `allowed`. Where `image` is a
+    /// link, its folder is that of the file.
     ///
     /// # Errors
     /// When a folder cannot be opened.
     pub fn of(image: &Path, allowed: &[PathBuf]) -> Result<Self> {
-        let image = std::path::absolute(image).map_err(|error| {
-            Error::io(format!("cannot tell where {} is", image.display()), error)
-        })?;
+        let image = image
+            .canonicalize()
+            .or_else(|_| std::path::absolute(image))
+            .map_err(|error| {
+                Error::io(format!("cannot tell where {} is", image.display()), error)
+            })?;
         let folder = image.parent().unwrap_or(Path::new("/")).to_owned();
         let ids = rustix::fs::stat(&image).map(|stat| (stat.st_dev, stat.st_ino));
         let mut absolute = Vec::new();
@@ -82,6 +88,7 @@ impl References {
             place: Some(Arc::new(Place::open(folder)?)),
             allowed: Arc::new(absolute),
             trail: ids.into_iter().collect(),
+            name: last_part(&image),
         })
     }
 
@@ -92,6 +99,13 @@ impl References {
         self.trail.len()
     }
 
+    /// What the file is called that may refer to others, for a message: the image, or what it referred
+    /// to. `None` for an image that may refer to nothing.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// Opens the file that is called `name` in the image; `what` it is to the image (`backing file`)
     /// is for messages.
     ///
@@ -100,7 +114,7 @@ impl References {
     /// for what is no plain file name; `Corrupt` for a file that names itself, by whatever way;
     /// `Limit` for too long a chain; else what opening it says.
     pub fn open(&self, name: &[u8], what: &str, mode: OpenMode) -> Result<Referred> {
-        let shown = format!("\"{}\"", escape(&String::from_utf8_lossy(name)));
+        let shown = quote(&String::from_utf8_lossy(name));
         let named = |kind, text: String| Error::new(kind, format!("{what} {shown} {text}"));
         if name.is_empty() || name.contains(&0) || name.len() > LONGEST_NAME {
             return Err(named(Kind::Corrupt, "is no file name".to_owned()));
@@ -131,7 +145,7 @@ impl References {
                     let real = path.canonicalize().unwrap_or_else(|_| path.clone());
                     let parent = real.parent().unwrap_or(&real).display().to_string();
                     let text = format!("lies outside of the image's folder {}", escape(&folder));
-                    let option = format!("--references '{}' allows it", escape(&parent));
+                    let option = format!("--references {} allows it", shell(&parent));
                     named(Kind::Denied, text).hint(option)
                 }
                 Errno::NOSYS => {
@@ -166,6 +180,7 @@ impl References {
                 place: Some(Arc::new(Place::open(folder)?)),
                 allowed: Arc::new(allowed),
                 trail,
+                name: last_part(&path),
             },
             path,
         })
@@ -200,9 +215,10 @@ impl References {
                 other => return other,
             }
         }
-        // A link out of the folder into one that is allowed: follow it by hand, once.
+        // A link out of the folder into one that is allowed, or another way into the folder: follow it by
+        // hand, once.
         let real = std::fs::canonicalize(path).ok();
-        for folder in self.allowed.iter() {
+        for folder in self.allowed.iter().chain([&place.path]) {
             let Some((real, folder)) = real.as_deref().zip(std::fs::canonicalize(folder).ok())
             else {
                 continue;
@@ -240,6 +256,11 @@ impl Place {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty())
     }
+}
+
+/// The last part of a path, as text.
+fn last_part(path: &Path) -> Option<Arc<str>> {
+    path.file_name().map(|name| name.to_string_lossy().into())
 }
 
 /// `path` as seen from `folder`, both absolute; `None` when it is not below it as it is written. A
@@ -316,9 +337,13 @@ mod tests {
         for name in ["../out/base", "link"] {
             let refused = references.open(name.as_bytes(), "backing file", OpenMode::ReadOnly);
             // Where it is, not where the link is.
-            let option = format!("--references '{}' allows it", out.display());
+            let option = format!("--references {} allows it", out.display());
             assert_eq!(refused.unwrap_err().report().hint, Some(option), "{name}");
         }
+        // A name is a word of that command, and no command of its own.
+        let refused = references.open(b"/x'; id; '/base", "backing file", OpenMode::ReadOnly);
+        let hint = refused.map(|_| ()).unwrap_err().report().hint.unwrap();
+        assert_eq!(hint, r"--references '/x'\''; id; '\''' allows it");
         let allowed = [out];
         let references = References::of(&top.path().join("in/image"), &allowed).unwrap();
         let absolute = top.path().join("out/base");
@@ -329,6 +354,34 @@ mod tests {
         assert_eq!(kind(&references, "../out/base").unwrap(), "out/base");
         assert_eq!(kind(&references, "link").unwrap(), "out/base");
         assert_eq!(kind(&references, "/etc/passwd"), Err(Kind::Denied));
+    }
+
+    #[test]
+    fn the_folder_of_an_image_is_where_the_file_is() {
+        let (top, _) = folders();
+        let path = |name: &str| top.path().join(name);
+        // A link to the image, and one to its folder.
+        std::os::unix::fs::symlink("../in/image", path("out/link")).unwrap();
+        std::os::unix::fs::symlink("in", path("way")).unwrap();
+        for image in ["out/link", "way/image", "in/image"] {
+            let references = References::of(&path(image), &[]).unwrap();
+            assert_eq!(kind(&references, "base").unwrap(), "in/base", "{image}");
+            for name in ["in/base", "way/base", "way/deep/../base"] {
+                let absolute = path(name);
+                let name = absolute.to_str().unwrap();
+                assert_eq!(
+                    kind(&references, name).unwrap(),
+                    "in/base",
+                    "{image} {name}"
+                );
+            }
+            assert_eq!(kind(&references, "image"), Err(Kind::Corrupt), "{image}");
+            for name in ["out/base", "way/../out/base"] {
+                let absolute = path(name);
+                let name = absolute.to_str().unwrap();
+                assert_eq!(kind(&references, name), Err(Kind::Denied), "{image} {name}");
+            }
+        }
     }
 
     #[test]

@@ -11,12 +11,9 @@ const UNITS: [(char, u32); 5] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P
 /// `OutOfRange` when it is no number, or exceeds `u64`.
 pub fn parse_size(text: &str) -> Result<u64> {
     let wrong = || {
-        let text = crate::error::escape(text);
-        Error::new(
-            Kind::OutOfRange,
-            format!("\"{text}\" is not a number of bytes"),
-        )
-        .hint("write 1048576, 0x100000, 1024K or 1M")
+        let text = crate::error::quote(text);
+        Error::new(Kind::OutOfRange, format!("{text} is not a number of bytes"))
+            .hint("write 1048576, 0x100000, 1024K or 1M")
     };
     if let Some(digits) = text.strip_prefix("0x") {
         // from_str_radix takes a sign.

@@ -135,7 +135,7 @@ impl Volume {
         self.inner.device.may_be_kept()
     }
 
-    /// What is unusual about it, for `--info`.
+    /// What is unusual about it, for `--info`; may read to find out.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.inner.device.notes()

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use nbdserve::layer::Args;
+use nbdserve::layer::xz::XZ;
 use nbdserve::source::Memory;
 use nbdserve::testing::{Counting, Counts, Rng, conformance, noise, tools};
-use nbdserve::{ByteRange, Volume, foresight};
+use nbdserve::{ByteRange, Cx, Volume, foresight};
 
 /// mke2fs options of all the forms that are read differently, and the block size.
 const FORMS: &[(&[&str], u64)] = &[
@@ -140,6 +142,15 @@ impl Image {
         block * self.block
     }
 
+    /// Reads the inode of a file, and what else there is in its block.
+    fn read_inode(&self, volume: &Volume, counts: &Counts, name: &str) {
+        read(volume, self.inode_at(name), self.block);
+        // Of the table that it is in, no more.
+        let told: u64 = all_hints(counts).iter().map(|hint| hint.len()).sum();
+        assert!(told <= 2 * self.block, "{name}: {told}");
+        counts.reset();
+    }
+
     /// Watched, with what a mount reads read.
     fn mounted(&self) -> (Volume, Counts) {
         let (source, counts) = Counting::source(Memory::volume(self.bytes.clone()));
@@ -203,8 +214,7 @@ fn a_folder_is_hinted_at_whole_when_it_is_begun() {
     for (options, block) in FORMS {
         let image = make(options, *block);
         let (volume, counts) = image.mounted();
-        read(&volume, image.inode_at("/folder"), image.block);
-        assert_eq!(counts.hints(), 0, "{options:?}");
+        image.read_inode(&volume, &counts, "/folder");
         let (blocks, nodes) = image.blocks_and_nodes("/folder");
         let (blocks, nodes) = (image.ranges(&blocks), image.ranges(&nodes));
         assert!(blocks.len() > 9, "{options:?}: {blocks:?}");
@@ -234,26 +244,75 @@ fn a_folder_is_hinted_at_whole_when_it_is_begun() {
     assert_eq!(with_nodes, BTreeSet::from(["ext2", "ext3", "ext4"]));
 }
 
+/// More and more of them, while they are read.
 #[test]
-fn the_folders_within_a_folder_come_with_it_in_one_hint() {
+fn the_folders_within_a_folder_come_with_it_in_few_hints() {
     let image = make(FORMS[0].0, FORMS[0].1);
     let (volume, counts) = image.mounted();
     // As the kernel reads inodes: with those around.
     read(&volume, image.inode_at("/tree"), 128 << 10);
-    read(
-        &volume,
-        image.ranges(&image.blocks("/tree"))[0].start(),
-        image.block,
-    );
-    let sets = counts.hint_sets();
-    assert_eq!(sets.len(), 1, "{sets:?}");
-    let names = (0..20).flat_map(|n| [format!("/tree/{n}"), format!("/tree/{n}/inner")]);
-    for name in names {
-        for range in image.ranges(&image.blocks(&name)) {
-            assert!(covered(&sets[0], range), "{name}: {range} not in {sets:?}");
-        }
+    counts.reset();
+    let below = (0..20).flat_map(|n| [format!("/tree/{n}"), format!("/tree/{n}/inner")]);
+    for (n, name) in std::iter::once("/tree".to_owned()).chain(below).enumerate() {
+        let first = image.ranges(&image.blocks(&name))[0];
+        read(&volume, first.start(), first.len());
+        let hints = all_hints(&counts);
+        assert!(covered(&hints, first), "{name}: {first} not in {hints:?}");
+        let sets = counts.hint_sets();
+        assert!(sets.len() <= 1 + n / 12, "{name}: {sets:?}");
+        assert!(sets.iter().all(|set| set.len() <= 64));
     }
-    assert!(sets[0].len() <= 64);
+}
+
+/// What was never in use is not had, and no more than the reader is likely to want.
+#[test]
+fn an_inode_table_is_hinted_at_as_far_as_it_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, path) = (dir.path().join("root"), dir.path().join("image"));
+    fs::create_dir(&root).unwrap();
+    for n in 0..5000 {
+        fs::write(root.join(n.to_string()), "").unwrap();
+    }
+    let mut command = tools::command("mke2fs");
+    command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-N", "30000", "-d"]);
+    tools::run_command(command.arg(&root).arg(&path).arg("24M"));
+    let image = Image {
+        _dir: dir,
+        bytes: fs::read(&path).unwrap(),
+        path,
+        block: 4096,
+    };
+    let stats = tools::run("dumpe2fs", [&image.path]);
+    let start = after(&stats, "Inode table at ").parse::<u64>().unwrap() * image.block;
+    let (_, line) = stats.split_once("Inode table at ").unwrap();
+    let free: u64 = after(line, "free blocks, ").parse().unwrap();
+    let used = (30_000_u64.next_multiple_of(16) - free).div_ceil(16) * image.block;
+    let end = start + used;
+    assert!(used > 1200 << 10, "{stats}");
+
+    const STEP: u64 = 128 << 10;
+    let (volume, counts) = image.mounted();
+    for at in (start..end).step_by(STEP as usize) {
+        read(&volume, at, STEP);
+        let hints = all_hints(&counts);
+        let furthest = hints.iter().map(|hint| hint.end()).max().unwrap();
+        // The kernel itself may read beyond.
+        assert!(furthest <= end.max(at + STEP), "{furthest} of {end}");
+        let done = at + STEP - start;
+        assert!(furthest - start <= 3 * done, "{furthest} after {done}");
+        assert!(covered(
+            &hints,
+            ByteRange::new(at, STEP.min(end - at)).unwrap()
+        ));
+    }
+    assert!(counts.hint_sets().len() <= 6, "{:?}", counts.hint_sets());
+
+    // One that begins elsewhere has nothing of what lies between.
+    let (volume, counts) = image.mounted();
+    read(&volume, start, STEP);
+    read(&volume, start + (1 << 20), STEP);
+    let bytes: u64 = all_hints(&counts).iter().map(|hint| hint.len()).sum();
+    assert!(bytes <= 8 * STEP, "{bytes}");
 }
 
 #[test]
@@ -262,7 +321,7 @@ fn a_file_is_hinted_at_as_far_as_it_is_likely_to_be_read() {
         let image = make(options, *block);
         for (name, first) in [("/tree/medium", 300_000), ("/tree/large", 256 << 10)] {
             let (volume, counts) = image.mounted();
-            read(&volume, image.inode_at(name), image.block);
+            image.read_inode(&volume, &counts, name);
             let (blocks, nodes) = image.blocks_and_nodes(name);
             assert!(nodes.is_empty(), "{options:?} {name}: {nodes:?}");
             let ranges = image.ranges(&blocks);
@@ -323,10 +382,50 @@ fn a_file_with_a_block_map_is_hinted_at_from_pointer_block_to_pointer_block() {
 }
 
 #[test]
+fn what_is_lent_is_looked_at_as_what_is_read() {
+    let image = make(FORMS[0].0, FORMS[0].1);
+    let packed = tools::filter("xz", &["-0", "-c", "--block-size=256KiB"], &image.bytes);
+    let watched = || {
+        let below = Memory::volume(packed.clone());
+        let xz = (XZ.open)(&below, &Args::new(), &Cx::new(64 << 20)).unwrap();
+        let (source, counts) = Counting::source(xz);
+        (foresight::watch(&source, &source), counts)
+    };
+    let mut places = vec![(0, 128 << 10), (image.inode_at("/folder"), image.block)];
+    let blocks = image.ranges(&image.blocks("/folder"));
+    places.extend(blocks.iter().map(|range| (range.start(), range.len())));
+    // In order, until it is a copy; some reads lie across two blocks of the xz file.
+    let steps = (1 << 20..11 << 20).step_by(100 << 10);
+    places.extend(steps.map(|at| (at, 100 << 10)));
+    places.push((image.inode_at("/tree"), 64 << 10));
+    places.push((image.inode_at("/tree/large"), image.block));
+    let large = image.ranges(&image.blocks("/tree/large"));
+    places.extend(large.iter().map(|range| (range.start(), range.len())));
+    let ((one, of_reads), (other, of_lent)) = (watched(), watched());
+    let (mut lent, mut declined) = (0, 0);
+    for (at, len) in places {
+        let expected = read(&one, at, len);
+        let found = other
+            .lend(at, len as usize)
+            .unwrap()
+            .map(|lent| lent.to_vec());
+        match &found {
+            Some(_) => lent += 1,
+            None => declined += 1,
+        }
+        let found = found.unwrap_or_else(|| read(&other, at, len));
+        assert!(found == expected, "{len} at {at}");
+        assert_eq!(of_reads.hint_sets(), of_lent.hint_sets(), "{len} at {at}");
+    }
+    assert!(lent > 99 && declined > 9, "{lent} {declined}");
+    assert!(of_lent.hints() > 9, "{}", of_lent.hints());
+}
+
+#[test]
 fn a_small_file_is_left_to_the_source() {
     let image = make(FORMS[0].0, FORMS[0].1);
     let (volume, counts) = image.mounted();
-    read(&volume, image.inode_at("/tree/small"), image.block);
+    image.read_inode(&volume, &counts, "/tree/small");
     let ranges = image.ranges(&image.blocks("/tree/small"));
     assert_eq!(ranges.len(), 2);
     read(&volume, ranges[0].start(), 2 * image.block);

@@ -2,7 +2,8 @@
 //!
 //! Each test runs its target in a child process whose memory is limited, so that an allocation
 //! which an image asks for and nothing bounds ends the child. Work is bounded by count. Mutations
-//! are the same ones in every run; `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many.
+//! are the same ones in every run; `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many. With
+//! `NBDSERVE_FUZZ_LAST=FILE` the input that is tried is in FILE.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -112,6 +113,10 @@ fn take_all(target: &str) {
 }
 
 fn run(target: &str, input: &[u8]) {
+    // What ends the process, as an allocation that fails does, leaves no time to keep its input.
+    if let Some(path) = std::env::var_os("NBDSERVE_FUZZ_LAST") {
+        fs::write(path, input).unwrap();
+    }
     let result = std::panic::catch_unwind(|| fuzz::run(target, input));
     if let Err(panic) = result {
         // Kept where the next run will find it, once it was looked at.
@@ -680,6 +685,25 @@ fn gzip_header() {
 #[test]
 fn gzip_index() {
     fuzz("gzip_index", fuzz::gzip_index_seeds);
+}
+
+#[test]
+fn deflate_zeroes() {
+    fuzz("deflate_zeroes", || {
+        let zeroes = |program: &str, options: &[&str], len: usize| {
+            let gzip = tools::filter(program, options, &vec![0; len]);
+            // A byte that says how many bits to skip, and deflate data behind a header of ten bytes.
+            let mut seed = vec![0];
+            seed.extend(&gzip[10..]);
+            seed
+        };
+        // Fixed codes, dynamic ones, empty stored blocks between short ones.
+        vec![
+            zeroes("gzip", &["-1", "-n"], 100),
+            zeroes("gzip", &["-9", "-n"], 10 << 20),
+            zeroes("pigz", &["-n", "-b", "32"], 200_000),
+        ]
+    });
 }
 
 #[test]

@@ -748,6 +748,30 @@ content: ext4 \"data\", UUID 22222222-2222-2222-2222-222222222222 (magic 53 ef a
 }
 
 #[test]
+fn labels_can_be_read_in_one_way_only() {
+    // The name of a partition may be anything, that of an ext4 has 16 bytes.
+    let script = "label: gpt\nstart=2048, size=2048, name=\"two  blanks\"\nstart=4096, size=2048\n";
+    let mut fs = ext4("x");
+    fs[1024 + 120..][..13].copy_from_slice(b"my \"label\"\\\nx");
+    let image = disk(script, &[(1, &fs), (2, &fs)]);
+    let found = resolve(&image, &part("1")).unwrap();
+    let label = r#"ext4 "my \"label\"\\\nx""#;
+    assert!(found.plan.to_string().ends_with(label), "{}", found.plan);
+    let text = Info::new(&found).to_string();
+    assert!(text.contains(&format!("  {label}  ")), "{text}");
+    assert!(text.contains(r#"  "two  blanks"  "#), "{text}");
+    assert!(text.contains(&format!("content: {label}, UUID")), "{text}");
+    // And in the list of a message.
+    let error = resolve(&image, &part("nothing \"such\"")).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(r#""nothing \"such\"""#), "{text}");
+    assert!(
+        text.contains(&format!(r#""two  blanks", {label}"#)),
+        "{text}"
+    );
+}
+
+#[test]
 fn names_from_the_image_cannot_paint_the_terminal() {
     let mut fs = ext4("x");
     fs[1024 + 120..][..8].copy_from_slice(b"\x1b[31mred");

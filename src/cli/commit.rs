@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nbdserve::error::shell;
 use nbdserve::layer::split::look;
 use nbdserve::plan;
 use nbdserve::references::References;
@@ -13,6 +14,7 @@ use nbdserve::{Error, Kind, Result};
 
 use super::Cli;
 use crate::unit::front::Terminal;
+use crate::unit::out;
 
 /// Writes it back, and says how much it was.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
@@ -24,7 +26,7 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
         let what = "an image on a web server cannot be written to";
         return Err(Error::new(Kind::ReadOnly, what).hint(format!(
             "fetch it first: loopmount --fuse --cow={} IMAGE FILE; cp FILE NEW",
-            file.display()
+            shell(&file.display().to_string())
         )));
     }
     // First of all: what it is without it tells nothing of what is missing.
@@ -47,6 +49,5 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     terminal.clear();
     let done = done?;
     let (written, zeroed) = (format_size(done.written), format_size(done.zeroed));
-    println!("{written} written, {zeroed} zeroed");
-    Ok(())
+    out::print(format_args!("{written} written, {zeroed} zeroed\n"))
 }

@@ -12,7 +12,7 @@ use nbdserve::{Cx, Error, Kind, Result};
 
 use super::Cli;
 use crate::unit::front::Terminal;
-use crate::unit::looks_like_root;
+use crate::unit::{looks_like_root, out};
 
 /// Prints what the image is, as text or as JSON; with -P what that partition holds.
 pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
@@ -26,8 +26,8 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     print(&info, cli.json)?;
     match info.content {
         // It was given a key.
-        Content::Locked(Locked { layer, why, .. }) if cli.keys.is_given() => {
-            Err(Error::new(Kind::Secret, why).in_layer(&layer))
+        Content::Locked(Locked { why, .. }) if cli.keys.is_given() => {
+            Err(Error::new(Kind::Secret, why))
         }
         _ => Ok(()),
     }
@@ -81,9 +81,8 @@ fn print(info: &Info, json: bool) -> Result<()> {
     if json {
         let text = serde_json::to_string_pretty(info)
             .map_err(|cause| Error::new(Kind::Io, "cannot encode it").caused_by(cause))?;
-        println!("{text}");
+        out::print(text + "\n")
     } else {
-        print!("{info}");
+        out::print(info)
     }
-    Ok(())
 }

@@ -19,7 +19,7 @@ pub use keys::KeyArgs;
 
 use crate::unit::exit::Exit;
 use crate::unit::front::print_report;
-use crate::unit::{list, stats, stop};
+use crate::unit::{list, out, stats, stop};
 use nbdfuse::mount::Mode;
 
 /// Parses the arguments, the program's name first, does what they say, prints one error if it
@@ -71,7 +71,9 @@ fn parse_and_run(args: impl IntoIterator<Item = OsString>) -> Exit {
 }
 
 fn usage(message: &str) -> Exit {
-    eprintln!("loopmount: {message}\n  hint: loopmount --help");
+    out::tell(format_args!(
+        "loopmount: {message}\n  hint: loopmount --help"
+    ));
     Exit::Usage
 }
 

@@ -25,7 +25,7 @@ use crate::unit::secrets::{Asking, Keys};
 use crate::unit::serve::WRITE_APART;
 use crate::unit::stop::{self, Outcome};
 use crate::unit::supervise::supervise;
-use crate::unit::{command, plain, target};
+use crate::unit::{command, out, plain, target};
 use nbdfuse::mount::Mode;
 
 /// Makes the image appear, or runs the command in it.
@@ -64,7 +64,7 @@ const NOTHING_TO_PREFETCH: &str =
 fn up(cli: &Cli, mut request: Request, source: Source, asked: Asked) -> Result<Exit> {
     if let Some(mounted) = source.try_plain(&mut request)? {
         if request.prefetch {
-            eprintln!("loopmount: {NOTHING_TO_PREFETCH}");
+            out::tell(format_args!("loopmount: {NOTHING_TO_PREFETCH}"));
         }
         if cli.foreground {
             mounted.stay()?;
@@ -198,6 +198,9 @@ fn take_down(id: &str) -> Result<()> {
             Outcome::Busy(..) => stop::take_down(&unit, Mode::Lazy)?,
             other => other,
         };
+        if let Outcome::Lost(why) = &outcome {
+            print_report(&stop::lost_error(why).report());
+        }
         tracing::debug!("{outcome:?}");
     }
     Ok(())
@@ -223,7 +226,17 @@ impl Source {
         } else {
             OpenMode::ReadOnly
         };
-        split::open(image, look(&cli.layers)?, mode).map(Self::Files)
+        let opened = split::open(image, look(&cli.layers)?, mode);
+        let opened = opened.map_err(|error| {
+            let may_not = matches!(error.kind(), Kind::Denied | Kind::ReadOnly);
+            // Another reason, such as a lock, has its own hint.
+            let unhinted = cli.write && may_not && error.report().hint.is_none();
+            match unhinted && File::open(image, OpenMode::ReadOnly).is_ok() {
+                true => error.hint(WRITE_APART),
+                false => error,
+            }
+        });
+        opened.map(Self::Files)
     }
 
     /// The image's name in messages and in the record.

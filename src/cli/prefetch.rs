@@ -16,6 +16,7 @@ use super::{Cli, info};
 use crate::unit::events;
 use crate::unit::exit::Exit;
 use crate::unit::front::Terminal;
+use crate::unit::out;
 
 /// What is said of the reading.
 const WHAT: &str = "reading all of it";
@@ -34,9 +35,9 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
     terminal.clear();
     let stopped = u8::try_from(signal.load(Ordering::Acquire)).unwrap_or(0);
     match result {
-        Ok(text) => eprintln!("loopmount: {text}"),
-        Err(_) if stopped > 0 && kept.is_empty() => eprintln!("loopmount: stopped"),
-        Err(_) if stopped > 0 => eprintln!("loopmount: stopped; {kept}"),
+        Ok(text) => out::tell(format_args!("loopmount: {text}")),
+        Err(_) if stopped > 0 && kept.is_empty() => out::tell("loopmount: stopped"),
+        Err(_) if stopped > 0 => out::tell(format_args!("loopmount: stopped; {kept}")),
         Err(error) => return Err(error),
     }
     Ok(match stopped {

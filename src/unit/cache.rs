@@ -13,7 +13,7 @@ use nbdserve::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::list::aligned;
-use super::path_text;
+use super::{out, path_text};
 
 /// The cache of root.
 const OF_ROOT: &str = "/var/cache/loopmount";
@@ -111,20 +111,18 @@ pub fn command(cache: &DiskCache, action: Action, which: &Which, json: bool) -> 
     };
     if action == Action::Clear {
         let bytes = store.map_or(Ok(0), |store| store.clear(|kept| which.is(kept)))?;
-        println!("{} removed", format_size(bytes));
-        return Ok(());
+        return out::print(format_size(bytes) + " removed\n");
     }
     let mut usage = store.map_or_else(|| nothing(cache), |store| store.usage());
     usage.images.retain(|kept| which.is(kept));
     if json {
         let text = serde_json::to_string_pretty(&usage)
             .map_err(|cause| Error::new(Kind::Io, "cannot encode it").caused_by(cause))?;
-        println!("{text}");
+        out::print(text + "\n")
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        print!("{}", table(&usage, now.map_or(0, |now| now.as_secs())));
+        out::print(table(&usage, now.map_or(0, |now| now.as_secs())))
     }
-    Ok(())
 }
 
 fn nothing(cache: &DiskCache) -> Usage {

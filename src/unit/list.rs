@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::find::{self, Unit};
 use super::message::Request;
-use super::path_text;
 use super::record::Stage;
+use super::{out, path_text};
 
 /// One row of the list, and one object of its JSON form.
 #[derive(Debug, Serialize)]
@@ -110,18 +110,17 @@ pub fn command(json: bool) -> Result<()> {
     if json {
         let text = serde_json::to_string_pretty(&rows)
             .map_err(|cause| Error::new(Kind::Io, "cannot encode the list").caused_by(cause))?;
-        println!("{text}");
-        return Ok(());
+        return out::print(text + "\n");
     }
     if rows.is_empty() {
-        eprintln!("loopmount: nothing is mounted");
+        out::tell("loopmount: nothing is mounted");
         return Ok(());
     }
     let mut lines = vec![HEADER.map(str::to_owned)];
     lines.extend(rows.iter().map(Row::cells));
-    print!("{}", aligned(&lines));
+    out::print(aligned(&lines))?;
     if rows.iter().any(|row| row.state == "dead") {
-        eprintln!("loopmount: nobody looks after a dead unit; loopmount -u ID takes it away");
+        out::tell("loopmount: nobody looks after a dead unit; loopmount -u ID takes it away");
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ pub mod launch;
 pub mod list;
 pub mod message;
 pub mod notify;
+pub mod out;
 pub mod path_text;
 pub mod plain;
 pub mod record;

@@ -18,6 +18,8 @@ use super::stats;
 
 /// Ends the name of a private unit's mount point, which begins with the unit's id.
 const PRIVATE_SUFFIX: &str = ".root";
+/// What was written and did not reach the image, as a sentence; empty when all did.
+const LOST: &str = "lost";
 /// A record larger than this was not written by us.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -273,6 +275,25 @@ impl UnitDir {
         })
     }
 
+    /// Makes the file in which the server says at its end what could not be written. It is there from
+    /// the start on, so that whoever waits for the end can hold it open.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_lost(&self) -> Result<File> {
+        let path = self.join(LOST);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(true).write(true).mode(0o600);
+        file.open(&path)
+            .map_err(|error| Error::io(format!("cannot make {}", path.display()), error))
+    }
+
+    /// The file of [`Self::make_lost`], if there is one.
+    #[must_use]
+    pub fn open_lost(&self) -> Option<File> {
+        File::open(self.join(LOST)).ok()
+    }
+
     /// A path inside the folder.
     #[must_use]
     pub fn join(&self, name: &str) -> PathBuf {
@@ -400,6 +421,7 @@ impl UnitDir {
             "unit.json",
             stats::NEW_FILE,
             stats::FILE,
+            LOST,
             "disk",
             "log",
             "lock",

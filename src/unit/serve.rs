@@ -3,6 +3,7 @@
 //! It is the only process that touches image data and the only one that holds /dev/fuse. It ends
 //! when the kernel has closed the last use of what it shows, or when its supervisor is gone.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -27,7 +28,7 @@ use nbdserve::{Access, ByteRange, Cx, Error, Kind, Result, Volume, foresight, se
 use super::channel::Channel;
 use super::events::{self, FOREVER};
 use super::image::{Image, open_files};
-use super::message::{Cow, FromServer, Means, Opened, Request, ToServer};
+use super::message::{Cow, FromServer, Means, Opened, Request, Show, ToServer};
 use super::plain;
 use super::record::StateDir;
 use super::respawn::{self, Role};
@@ -78,6 +79,22 @@ pub fn main(id: &str) -> Result<()> {
         let _ = channel.send(&FromServer::Failed(error.report()), &[]);
     }
     result
+}
+
+/// What was written and is not in the image, where nobody has been told: a kernel's file system writes
+/// long after the program that did has ended.
+fn what_was_lost(request: &Request, volume: &Volume, closed: &Result<()>) -> Option<String> {
+    if matches!(request.cow, Some(Cow::Scratch)) {
+        return None;
+    }
+    if let Err(error) = closed {
+        let report = error.report();
+        return Some([vec![report.what], report.because].concat().join(": "));
+    }
+    let failed = volume.stats().writes.errors;
+    // Who writes to the file has seen the error.
+    (failed > 0 && request.show == Show::Tree)
+        .then(|| format!("{failed} writes of the file system failed"))
 }
 
 struct Server {
@@ -132,6 +149,10 @@ impl Server {
             .prefetch
             .then(|| Arc::new(Prefetch::new(&resolved.volume)));
         let dir = StateDir::of_user().unit(&self.id);
+        let lost = request
+            .takes_writes()
+            .then(|| dir.make_lost())
+            .transpose()?;
         super::stats::keep(dir, resolved.chain.clone(), prefetch.clone())?;
         let read_only = !request.has_writable_device();
         let flags = server::flags_for(&resolved.volume, read_only).0;
@@ -170,7 +191,14 @@ impl Server {
                 }
             }
         }
-        resolved.volume.close()
+        let closed = resolved.volume.close();
+        if let Some(mut file) = lost
+            && let Some(text) = what_was_lost(&request, &resolved.volume, &closed)
+            && let Err(error) = file.write_all(text.as_bytes())
+        {
+            tracing::error!("{text}; nobody could be told: {error}");
+        }
+        closed
     }
 
     fn say(&self, message: &FromServer) -> Result<()> {

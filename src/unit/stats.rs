@@ -25,7 +25,7 @@ use super::find::{self, Unit};
 use super::front::print_report;
 use super::list::aligned;
 use super::record::UnitDir;
-use super::{events, stop};
+use super::{events, out, stop};
 
 /// The file's name in the unit's folder.
 pub(super) const FILE: &str = "stats.json";
@@ -94,12 +94,12 @@ pub fn command(what: &OsStr, json: bool) -> Result<Exit> {
     if json {
         let text = serde_json::to_string_pretty(&figures)
             .map_err(|cause| Error::new(Kind::Io, "cannot encode the figures").caused_by(cause))?;
-        println!("{text}");
+        out::print(text + "\n")?;
     } else {
         for figures in figures {
-            print!("{}", table(&figures.layers));
+            out::print(table(&figures.layers))?;
             if let Some(prefetch) = &figures.prefetch {
-                println!("{}", prefetched(prefetch));
+                out::print(prefetched(prefetch) + "\n")?;
             }
         }
     }

@@ -1,11 +1,12 @@
 //! `loopmount -u WHAT`: find the unit, unmount, wait until the image is free.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nbdserve::error::escape;
+use nbdserve::error::{escape, shell};
 use nbdserve::{Error, Kind, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -14,6 +15,7 @@ use super::events;
 use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
+use super::out;
 use super::record::{Stage, Waited};
 use super::respawn::Role;
 use super::undo::{self, Kernel, Server, Stayed, Traces};
@@ -34,6 +36,8 @@ const MAX_HOLDERS: usize = 10;
 pub enum Outcome {
     /// All gone, the image is free.
     Gone,
+    /// The same, and not all that was written is in the image: why.
+    Lost(String),
     /// Out of the mount table; it ends with its last user.
     Detached,
     /// In use by these; nothing was changed.
@@ -56,11 +60,14 @@ pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
     for unit in units {
         let one = match take_down(&unit, mode) {
             Ok(Outcome::Gone) => Exit::Done,
+            Ok(Outcome::Lost(why)) => {
+                print_report(&lost_error(&why).report());
+                Exit::Failed
+            }
             Ok(Outcome::Detached) => {
-                eprintln!(
-                    "loopmount: detached; unit {} ends with its last user",
-                    unit.id
-                );
+                let id = &unit.id;
+                let line = format!("loopmount: detached; unit {id} ends with its last user");
+                out::tell(line);
                 Exit::Done
             }
             Ok(Outcome::Busy(error, holders)) => {
@@ -83,6 +90,14 @@ pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
     Ok(exit)
 }
 
+/// What to say of [`Outcome::Lost`].
+#[must_use]
+pub fn lost_error(why: &str) -> Error {
+    let what = format!("unmounted, but not all that was written is in the image: {why}");
+    Error::new(Kind::Io, what)
+        .hint("is there room where the image is? fsck may find what is missing")
+}
+
 pub(super) fn nothing_there(what: &OsStr) -> Error {
     let shown = escape(&what.to_string_lossy());
     let path = find::absolute_without_touching(Path::new(what));
@@ -99,7 +114,7 @@ pub(super) fn nothing_there(what: &OsStr) -> Error {
                 escape(&mount.fstype.to_string_lossy())
             ),
         )
-        .hint(format!("umount {shown}")),
+        .hint(format!("umount {}", shell(&shown.to_string()))),
         None => Error::new(Kind::Io, format!("{shown} is not mounted"))
             .hint("loopmount --list shows what is; root and each user have their own mounts"),
     }
@@ -144,6 +159,8 @@ fn left_error(unit: &Unit, left: &[String]) -> Error {
 /// # Errors
 /// When something other than a user of the mount is in the way.
 pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
+    // Its folder goes with it.
+    let lost = unit.dir.open_lost();
     let kernel = Kernel::look()?;
     let traces = kernel.of(&unit.id);
     // What the user sees; a FUSE file under a loop device goes by itself.
@@ -171,7 +188,14 @@ pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
         // Still starting, or mounted where we cannot see it: its supervisor knows.
         ask_to_end(unit);
     }
-    wait_for_the_end(unit, mode)
+    let outcome = wait_for_the_end(unit, mode)?;
+    let mut why = String::new();
+    match lost.map(|mut file| file.read_to_string(&mut why)) {
+        Some(Ok(_)) if matches!(outcome, Outcome::Gone) && !why.is_empty() => {
+            Ok(Outcome::Lost(why))
+        }
+        _ => Ok(outcome),
+    }
 }
 
 /// Cuts off NBD devices that nobody serves if unmounting takes long: the kernel then waits for the

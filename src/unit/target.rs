@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
 
 use super::find::absolute_without_touching;
@@ -34,7 +35,7 @@ pub fn check(target: &Path, show: Show) -> Result<(PathBuf, bool)> {
             format!("{shown} is a mount whose server is gone"),
             error,
         )
-        .hint(format!("loopmount -u {shown}"))),
+        .hint(format!("loopmount -u {}", shell(&shown.to_string())))),
         Err(error) => Err(Error::io(format!("cannot look at {shown}"), error)),
     }
 }

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
 
 use super::record::{Record, Undo, UnitDir};
@@ -233,8 +234,10 @@ pub fn unmount(mount: &Mount, all: &[Mount], mode: Mode) -> Result<(), Stayed> {
         .any(|other| other.parent == mount.id && other.target == mount.target)
     {
         return Err(Stayed::Busy(
-            Error::new(Kind::Denied, format!("{shown} is covered by another mount"))
-                .hint(format!("umount {shown} takes the upper one away")),
+            Error::new(Kind::Denied, format!("{shown} is covered by another mount")).hint(format!(
+                "umount {} takes the upper one away",
+                shell(&shown.to_string())
+            )),
         ));
     }
     match nbdfuse::mount::unmount(&mount.target, mode).map_err(Stayed::Failed)? {

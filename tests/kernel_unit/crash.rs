@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,9 +16,13 @@ use super::common::system::mount_at;
 use super::common::{Sandbox, Who, must, require_tool, until};
 use super::{LIMIT, SERVER, assert_is_nbd, assert_nothing_is_left, pid_of, uml, unmount_or_gone};
 
-/// Writes a file and makes it durable, its name too.
-fn write_durably(point: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file on `device`, which is mounted at `point`, and makes it durable, its name too.
+fn write_durably(point: &Path, device: u64, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(point.join(name))?;
+    if file.metadata()?.dev() != device {
+        // The mount is gone with its server, and this is the folder below.
+        return Err(std::io::ErrorKind::NotConnected.into());
+    }
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::File::open(point)?.sync_all()
@@ -83,6 +88,7 @@ impl<'a> Victim<'a> {
         if via == "nbd" {
             assert_is_nbd(&point);
         }
+        let device = fs::metadata(&point).unwrap().dev();
         let server = pid_of(sandbox, SERVER);
         let after = Duration::from_millis(300 + self.round * 170);
         let killer = std::thread::spawn(move || {
@@ -90,7 +96,11 @@ impl<'a> Victim<'a> {
             send_signal(server, Signal::KILL);
         });
         let begun = self.next;
-        while write_durably(&point, &format!("f{}", self.next), &numbered(self.next)).is_ok() {
+        loop {
+            let name = format!("f{}", self.next);
+            if write_durably(&point, device, &name, &numbered(self.next)).is_err() {
+                break;
+            }
             self.synced.push(self.next);
             self.next += 1;
             // Not synced, and not asked for.

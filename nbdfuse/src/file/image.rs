@@ -93,7 +93,8 @@ impl Image {
     /// fallocate(2) without its flag for the size, which never changes here.
     ///
     /// # Errors
-    /// `Unsupported` for other modes, `NoSpace` beyond the end, else as [`Self::write`].
+    /// `Unsupported` for other modes, and for holes where only zeroes could be written; `NoSpace`
+    /// beyond the end, else as [`Self::write`].
     pub(crate) fn allocate(&self, offset: u64, len: u64, mode: i32) -> Result<()> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let writer = self.writer()?;
@@ -105,6 +106,12 @@ impl Image {
         let may_trim = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             // Every byte has its place already, or gets it when it is written.
             0 => return Ok(()),
+            // Somebody gives space back, as a loop device does with all that a file system discards.
+            // Writing zeroes would take space instead; who wants zeroes can write them.
+            libc::FALLOC_FL_PUNCH_HOLE if !writer.features().zero => {
+                let what = "no holes can be made in this image";
+                return Err(Error::new(Kind::Unsupported, what));
+            }
             libc::FALLOC_FL_PUNCH_HOLE => true,
             libc::FALLOC_FL_ZERO_RANGE => false,
             other => {
@@ -194,7 +201,7 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nbdserve::source::Memory;
+    use nbdserve::source::{File, Memory, OpenMode};
     use nbdserve::{Device, ExtentFlags, Extents, Geometry};
 
     /// Holes of `unit` bytes between data of `unit` bytes, data first.
@@ -259,7 +266,11 @@ mod tests {
 
     #[test]
     fn a_punched_range_reads_as_zeroes_and_is_clipped() {
-        let image = Image::new(Memory::volume(vec![7; 10]), true);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, [7; 10]).unwrap();
+        let file = File::open(&path, OpenMode::Write).unwrap();
+        let image = Image::new(Volume::new(file), true);
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         image.allocate(8, 100, punch).unwrap();
         let mut back = [9; 3];
@@ -269,6 +280,22 @@ mod tests {
         assert_eq!(beyond.unwrap_err().kind(), Kind::NoSpace);
         let collapse = image.allocate(0, 4, libc::FALLOC_FL_COLLAPSE_RANGE);
         assert_eq!(collapse.unwrap_err().kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn where_no_hole_can_be_made_zeroes_are_not_written_in_its_place() {
+        let image = Image::new(Memory::volume(vec![7; 10]), true);
+        let keep = libc::FALLOC_FL_KEEP_SIZE;
+        let punch = image.allocate(2, 4, libc::FALLOC_FL_PUNCH_HOLE | keep);
+        assert_eq!(punch.unwrap_err().errno(), libc::EOPNOTSUPP);
+        let mut back = [0; 10];
+        image.read(&mut back, 0).unwrap();
+        assert_eq!(back, [7; 10]);
+        image
+            .allocate(8, 100, libc::FALLOC_FL_ZERO_RANGE | keep)
+            .unwrap();
+        image.read(&mut back, 0).unwrap();
+        assert_eq!(back, [7, 7, 7, 7, 7, 7, 7, 7, 0, 0]);
     }
 
     #[test]

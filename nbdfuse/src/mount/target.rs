@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
@@ -97,7 +98,8 @@ fn unreachable(target: &Path, cause: std::io::Error) -> Error {
     let error = Error::io(format!("cannot mount on {shown}"), cause);
     if is_dead {
         error.hint(format!(
-            "an earlier mount there has lost its server: loopmount -u {shown}"
+            "an earlier mount there has lost its server: loopmount -u {}",
+            shell(&shown.to_string())
         ))
     } else {
         error

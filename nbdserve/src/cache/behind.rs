@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use super::block::{Block, PIECE, PIECE_BYTES, Store};
-use super::blocks::Shared;
+use super::shared::Shared;
 use crate::bytes::is_zero;
 use crate::sys::memory::Memory;
 use crate::{Error, Kind, Result};

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
 
 use super::backing::{Backing, Copied};
 use super::budget::Reservation;
+use super::patience::{Patience, Wait, Waited};
+use super::zeroes::Zeroes;
 use crate::sys::memory::{Area, Filling};
 use crate::{Error, Kind, Lent, Result};
 
@@ -13,9 +14,6 @@ use crate::{Error, Kind, Lent, Result};
 pub(super) const PIECE: usize = 256 << 10;
 /// [`PIECE`] as a file or device offset.
 pub(super) const PIECE_BYTES: u64 = PIECE as u64;
-/// A wait looks this often whether it was cancelled.
-const LOOK: Duration = Duration::from_millis(50);
-
 /// Where the pieces of a block are kept.
 #[derive(Debug)]
 pub(super) enum Store {
@@ -51,8 +49,8 @@ struct State {
     asked: bool,
     /// Bytes were given to a reader before the check was known.
     served: bool,
-    /// Which pieces are zero, a bit each.
-    zero: Vec<u64>,
+    /// Which pieces are zero.
+    zero: Zeroes,
 }
 
 #[derive(Clone, Debug)]
@@ -64,26 +62,6 @@ enum Phase {
     Failed(Error),
     /// Given up before it began: ask for the block anew.
     Dropped,
-}
-
-/// What a wait for bytes of a block has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waited {
-    Ready,
-    /// The block was dropped; the caller asks for it anew.
-    Again,
-}
-
-/// How long and for what a reader waits.
-pub(super) struct Patience<'a> {
-    /// Ends the wait with an error.
-    pub(super) stop: &'a dyn Fn() -> Result<()>,
-    /// Grows when anything is decoded anywhere: a block in a queue counts that as progress.
-    pub(super) elsewhere: &'a dyn Fn() -> u64,
-    /// Longest time without progress.
-    pub(super) limit: Duration,
-    /// Wait for the check at the block's end.
-    pub(super) verify: bool,
 }
 
 impl Block {
@@ -101,7 +79,7 @@ impl Block {
         {
             let mut state = block.lock();
             state.ready = len;
-            state.zero = zero;
+            state.zero = Zeroes::of(zero);
         }
         block.finish(None);
         block
@@ -118,7 +96,7 @@ impl Block {
                 wanted: false,
                 asked: false,
                 served: false,
-                zero: Vec::new(),
+                zero: Zeroes::default(),
             }),
             changed: Condvar::new(),
             done: AtomicBool::new(false),
@@ -199,14 +177,9 @@ impl Block {
 
     /// Makes the next piece readable, which is in its place.
     pub(super) fn publish(&self, start: u64, len: usize, zero: bool) {
-        let index = start / PIECE_BYTES;
-        let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
         let mut state = self.lock();
-        if state.zero.len() <= word {
-            state.zero.resize(word + 1, 0);
-        }
         if zero {
-            state.zero[word] |= 1 << (index % 64);
+            state.zero.set(start);
         }
         self.advance(state, start, len);
     }
@@ -283,8 +256,7 @@ impl Block {
         }
         let mut state = self.lock();
         state.wanted = true;
-        let mut seen = None;
-        let mut since = Instant::now();
+        let mut wait = Wait::begin(patience);
         loop {
             let readable = !patience.verify && end <= state.ready;
             let elsewhere = match &state.phase {
@@ -303,25 +275,10 @@ impl Block {
                 Phase::Running => 0,
                 Phase::Queued => (patience.elsewhere)(),
             };
-            (patience.stop)()?;
-            let now = Some((state.beats, elsewhere));
-            if seen != now {
-                seen = now;
-                since = Instant::now();
-            } else if since.elapsed() >= patience.limit {
-                let (ready, len) = (state.ready, self.len);
-                return Err(Error::new(
-                    Kind::TimedOut,
-                    format!(
-                        "no progress in decoding for {} s ({ready} of {len} bytes of the block \
-                         are there)",
-                        patience.limit.as_secs_f32()
-                    ),
-                ));
-            }
+            wait.check((state.beats, elsewhere), state.ready, self.len)?;
             state = self
                 .changed
-                .wait_timeout(state, LOOK.min(patience.limit))
+                .wait_timeout(state, patience.look())
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -413,8 +370,7 @@ impl Block {
     }
 
     fn stored_zero(&self, at: u64) -> bool {
-        let index = at / PIECE_BYTES;
-        self.lock().is_zero(index)
+        self.lock().zero.has(at)
     }
 
     /// Where the pieces begin that are zero, and how long they are.
@@ -438,7 +394,7 @@ impl Block {
         }
         state.served |= !matches!(state.phase, Phase::Done);
         let known = known.min(until.max(at.saturating_add(1)));
-        let (zero, end) = Self::run_of_pieces(&state, at, known);
+        let (zero, end) = state.zero.run(at, known);
         (end, zero)
     }
 
@@ -450,23 +406,13 @@ impl Block {
         let unknown = until.saturating_sub(known.max(at));
         let (mut at, mut data) = (at, 0);
         while at < known {
-            let (zero, end) = Self::run_of_pieces(&state, at, known);
+            let (zero, end) = state.zero.run(at, known);
             if !zero {
                 data += end - at;
             }
             at = end;
         }
         (data, unknown)
-    }
-
-    /// Whether the piece at `at` is zero, and where the run of its like ends: at `until`, which is
-    /// beyond `at`, at the latest.
-    fn run_of_pieces(state: &State, at: u64, until: u64) -> (bool, u64) {
-        let first = at / PIECE_BYTES;
-        let last = until.div_ceil(PIECE_BYTES);
-        let zero = state.is_zero(first);
-        let end = state.end_of_run(first, last, zero);
-        (zero, (end * PIECE_BYTES).min(until))
     }
 }
 
@@ -478,32 +424,6 @@ impl State {
             Phase::Running | Phase::Queued if !verify => self.ready,
             _ => 0,
         }
-    }
-
-    /// The 64 pieces that `index` belongs to. What has no bit is not zero.
-    fn word(&self, index: u64) -> u64 {
-        let word = usize::try_from(index / 64).ok();
-        word.and_then(|word| self.zero.get(word))
-            .copied()
-            .unwrap_or(0)
-    }
-
-    fn is_zero(&self, index: u64) -> bool {
-        self.word(index) >> (index % 64) & 1 == 1
-    }
-
-    /// The first piece from `index` on that is not zero, or is, if `zero` is false; `last` when there is
-    /// none before it. An image may have millions of pieces, so 64 are looked at at once.
-    fn end_of_run(&self, mut index: u64, last: u64, zero: bool) -> u64 {
-        while index < last {
-            let word = self.word(index);
-            let others = if zero { !word } else { word } >> (index % 64);
-            if others != 0 {
-                return last.min(index + u64::from(others.trailing_zeros()));
-            }
-            index = (index / 64 + 1) * 64;
-        }
-        last
     }
 }
 
@@ -520,6 +440,8 @@ pub(super) fn may_pass(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

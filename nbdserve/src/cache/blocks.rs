@@ -2,19 +2,17 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backing::{Backing, Copied, pages_for};
-use super::block::{Block, Patience, Waited};
+use super::block::Block;
 use super::job::Job;
 use super::keeper::Keeper;
 use super::kept::Kept;
-use super::lru::Key;
-use super::marks::Marks;
 use super::pass::Passes;
-use super::pool::{Pool, Priority};
+use super::patience::{Patience, Waited};
+use super::shared::{Shared, Used};
 use super::streams::Streams;
 use super::whole::Stored;
 use crate::stats::BlockStats;
@@ -26,9 +24,6 @@ const HUGE_PART: u64 = 4;
 const SLOW_MOST: u64 = 32 << 20;
 /// Of the budget, prefetched blocks take at most one part in this many.
 const AHEAD_PART: u64 = 2;
-/// After this many failed blocks no more are remembered one by one: the layer fails as a whole.
-const MAX_POISONED: usize = 1 << 14;
-
 /// Decoded bytes that get lost in the cache on disk are decoded again, into a temp file then; once
 /// more for a pass that was under way meanwhile.
 const RENEWALS: u32 = 4;
@@ -43,9 +38,6 @@ enum Purpose {
     /// To know that it is right as a whole.
     Check,
 }
-
-/// Closing waits this long for decoders to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How the blocks of one layer are decoded. Blocks are numbered as the layer likes.
 pub trait Decode: Send + Sync + Debug {
@@ -127,37 +119,6 @@ pub struct Blocks {
     streams: Mutex<Streams>,
 }
 
-/// What the decoding threads of a layer share with it.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) layer: u64,
-    pub(super) name: String,
-    pub(super) cx: Cx,
-    pub(super) decode: Arc<dyn Decode>,
-    pub(super) passes: Passes,
-    /// Keeps what was decoded into memory, where that is worth it.
-    pub(super) keeper: Option<Keeper>,
-    /// The longest block that is decoded into memory.
-    longest: u64,
-    stop: AtomicBool,
-    /// Blocks that failed for good, and why.
-    poisoned: Mutex<HashMap<u64, Error>>,
-    /// Blocks that were found to be all zero, a bit each.
-    zero: RwLock<Marks>,
-    /// For [`Blocks::stats`].
-    pub(super) used: Used,
-    /// Decoders that run now.
-    running: Arc<Running>,
-}
-
-/// How the blocks were used, as in [`BlockStats`].
-#[derive(Debug, Default)]
-pub(super) struct Used {
-    hits: AtomicU64,
-    misses: AtomicU64,
-    pub(super) decodes: AtomicU64,
-}
-
 impl Blocks {
     /// The blocks of a layer called `name` in messages. Where some are too long for memory, they are
     /// kept in the cache on disk, or a temp file for them is created in `cx.temp_dir`.
@@ -189,21 +150,11 @@ impl Blocks {
         } else {
             None
         };
+        let longest = huge.longest.unwrap_or(cx.cache.budget() / HUGE_PART);
         let keeps = cx.place.is_some() && decode.is_slow();
-        let shared = Shared {
-            layer: cx.cache.new_layer(),
-            name: name.to_owned(),
-            cx: cx.clone(),
-            decode,
-            passes: Passes::new(file, stored),
-            longest: huge.longest.unwrap_or(cx.cache.budget() / HUGE_PART),
-            keeper: keeps.then(|| Keeper::new(Kept::passes(name, huge.layout))),
-            stop: AtomicBool::new(false),
-            poisoned: Mutex::default(),
-            zero: RwLock::default(),
-            used: Used::default(),
-            running: Arc::default(),
-        };
+        let keeper = keeps.then(|| Keeper::new(Kept::passes(name, huge.layout)));
+        let passes = Passes::new(file, stored);
+        let shared = Shared::new(name, decode, passes, (longest, keeper), cx);
         Ok(Self {
             shared: Arc::new(shared),
             streams: Mutex::default(),
@@ -468,224 +419,12 @@ impl Blocks {
 
     /// Ends background work; waits for decoders to stop, with a bound. Reads fail from now on.
     pub fn close(&self) {
-        let shared = &self.shared;
-        shared.stop.store(true, Ordering::Release);
-        shared.running.wait();
-        shared.cx.cache.forget(shared.layer);
+        self.shared.close();
     }
 }
 
 impl Drop for Blocks {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// How many decoders of a layer run. Apart from [`Shared`], so that a thread counts until it holds
-/// nothing of that any more: what is below is closed when the layer is.
-#[derive(Debug, Default)]
-pub(super) struct Running {
-    count: Mutex<usize>,
-    ended: Condvar,
-}
-
-impl Running {
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until none runs, with a bound.
-    fn wait(&self) {
-        let running = self.lock();
-        let waited = self
-            .ended
-            .wait_timeout_while(running, STOP_LIMIT, |running| *running > 0);
-        drop(waited);
-    }
-}
-
-/// Counts as a running decoder while it lives, also when that panics.
-#[derive(Debug)]
-pub(super) struct Run(Arc<Running>);
-
-impl Run {
-    fn begin(running: &Arc<Running>) -> Self {
-        *running.lock() += 1;
-        Self(Arc::clone(running))
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        *self.0.lock() -= 1;
-        self.0.ended.notify_all();
-    }
-}
-
-impl Shared {
-    /// # Errors
-    /// `Io` when the unit or the layer is being taken down.
-    pub(super) fn check(&self) -> Result<()> {
-        self.cx.cancel.check()?;
-        if self.stop.load(Ordering::Acquire) {
-            return Err(Error::new(Kind::Io, "stopped: the layer was closed"));
-        }
-        Ok(())
-    }
-
-    /// As [`Self::check`]. Who has `all` the bytes of a block need not stop because the layer was
-    /// closed: the check is next to nothing, and without it the block would be worth nothing.
-    pub(super) fn check_beyond(&self, all: bool) -> Result<()> {
-        if all {
-            return self.cx.cancel.check();
-        }
-        self.check()
-    }
-
-    pub(super) fn key(&self, number: u64) -> Key {
-        Key {
-            layer: self.layer,
-            number,
-        }
-    }
-
-    /// Whether a block is or will be in a temp file.
-    fn is_in_file(&self, number: u64) -> bool {
-        self.passes.is_given(number) || self.decode.len(number) > self.longest
-    }
-
-    /// Fills `buf` from what an earlier mount has left of a block that it did not complete. The pass
-    /// is begun all the same, since the block's check was never reached.
-    fn read_kept(self: &Arc<Self>, number: u64, skip: u64, buf: &mut [u8]) -> bool {
-        if self.cx.place.is_none() || self.cx.verify || !self.is_in_file(number) {
-            return false;
-        }
-        let end = skip.saturating_add(buf.len() as u64);
-        match self.passes.demand(self, number, 0) {
-            Ok(block) if self.check().is_ok() => {
-                !block.is_done() && !block.has(end, false) && block.copy_kept(skip, buf)
-            }
-            // The reader will see the error.
-            _ => false,
-        }
-    }
-
-    /// The block, decoded or about to be. `end` is how much of it is needed now.
-    fn demand(self: &Arc<Self>, number: u64, end: u64) -> Result<Arc<Block>> {
-        if self.is_in_file(number) {
-            return self.passes.demand(self, number, end);
-        }
-        let (block, _) = self.get_or_create(number)?;
-        if block.is_done() {
-            return Ok(block);
-        }
-        let first = block.ask();
-        if Pool::on_pool_thread() {
-            // What is queued may be queued behind the caller: it must not wait for that.
-            self.run(&Arc::downgrade(&block), number);
-        } else if first {
-            let run = self.work(&block, number);
-            if let Err(run) = self.cx.pool.submit(Priority::Demand, run) {
-                run();
-            }
-        }
-        Ok(block)
-    }
-
-    fn prefetch(self: &Arc<Self>, number: u64) {
-        if self.is_in_file(number) {
-            let _ = self.passes.demand(self, number, 0);
-            return;
-        }
-        let Ok((block, true)) = self.get_or_create(number) else {
-            return;
-        };
-        let run = self.work(&block, number);
-        if self.cx.pool.submit(Priority::Prefetch, run).is_err() && block.drop_unwanted() {
-            self.cx.cache.remove(self.key(number), &block);
-        }
-    }
-
-    fn get_or_create(&self, number: u64) -> Result<(Arc<Block>, bool)> {
-        // Looked at under the cache's lock: a failure is noted here before the block is taken out
-        // there, so a failed block is never decoded again.
-        self.cx.cache.get_or_create(self.key(number), || {
-            self.check_poison(number)?;
-            Ok(Arc::new(Block::in_memory(self.decode.len(number))))
-        })
-    }
-
-    fn work(self: &Arc<Self>, block: &Arc<Block>, number: u64) -> super::Work {
-        // A layer that was closed, and a block that was taken out of the cache, need no work.
-        let (shared, block) = (Arc::downgrade(self), Arc::downgrade(block));
-        let running = Arc::clone(&self.running);
-        Box::new(move || {
-            let _running = Run::begin(&running);
-            if let Some(shared) = shared.upgrade() {
-                shared.run(&block, number);
-            }
-        })
-    }
-
-    /// For a thread that holds `self`: to be dropped after that.
-    pub(super) fn note_running(&self) -> Run {
-        Run::begin(&self.running)
-    }
-
-    /// Decodes a block, unless it is gone or someone else has begun to.
-    pub(super) fn run(self: &Arc<Self>, block: &Weak<Block>, number: u64) {
-        // Ends after `block` is let go, so that its memory is back when nothing runs any more.
-        let _running = Run::begin(&self.running);
-        let Some(block) = block.upgrade().filter(|block| block.is_queued()) else {
-            return;
-        };
-        let mut job = Job::new(self, &block, number);
-        let result = self.check().and_then(|()| match job.take_kept()? {
-            true => Ok(()),
-            false => self.decode.decode(number, &mut job),
-        });
-        job.end(result);
-    }
-
-    fn peek(&self, number: u64) -> Option<Arc<Block>> {
-        if self.is_in_file(number) {
-            self.passes.peek(number)
-        } else {
-            self.cx.cache.peek(self.key(number))
-        }
-    }
-
-    /// Remembers why a block cannot be had.
-    pub(super) fn poison(&self, number: u64, error: &Error) {
-        let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
-        if poisoned.len() < MAX_POISONED {
-            poisoned.insert(number, error.clone());
-        }
-    }
-
-    /// # Errors
-    /// Why the block failed before.
-    fn check_poison(&self, number: u64) -> Result<()> {
-        let poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = poisoned.get(&number) {
-            return Err(error.clone());
-        }
-        if poisoned.len() >= MAX_POISONED {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("{MAX_POISONED} blocks could not be decoded, no more are tried"),
-            ));
-        }
-        Ok(())
-    }
-
-    pub(super) fn note_zero(&self, number: u64) {
-        let mut zero = self.zero.write().unwrap_or_else(PoisonError::into_inner);
-        zero.set(number);
-    }
-
-    fn is_zero(&self, number: u64) -> bool {
-        let zero = self.zero.read().unwrap_or_else(PoisonError::into_inner);
-        zero.has(number)
     }
 }

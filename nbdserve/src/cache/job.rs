@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::Sink;
 use super::behind::{self, Behind};
 use super::block::{Block, PIECE, PIECE_BYTES, Store, may_pass};
-use super::blocks::{Blocks, Shared};
+use super::blocks::Blocks;
 use super::budget::{Class, Reservation};
+use super::shared::Shared;
 use crate::bytes::is_zero;
 use crate::cx::Pass;
 use crate::sys::memory::{Filling, Memory, Room};
@@ -213,10 +214,10 @@ impl<'a> Job<'a> {
 
     /// A decoder that an earlier block of this layer has left, if there is one.
     #[must_use]
-    pub fn take_spare_decoder(&self) -> Option<Box<dyn Any + Send>> {
+    pub fn take_spare_decoder<T: Any>(&self) -> Option<Box<T>> {
         // Its memory is counted by this run from now on.
         let (decoder, _memory) = self.shared.cx.cache.take_spare(self.shared.layer)?;
-        Some(decoder)
+        decoder.downcast().ok()
     }
 
     /// Offers the decoder for the next block. It is kept only while more blocks wait, so that an

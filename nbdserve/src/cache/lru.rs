@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::block::Block;
 use super::budget::{Budget, Class, Reservation};
+use super::spares::Spares;
 use crate::Result;
 
 /// A wait for memory looks this often whether it was cancelled.
@@ -54,7 +55,7 @@ struct State {
     passed: BTreeMap<u64, Key>,
     passed_bytes: u64,
     clock: u64,
-    spares: Vec<Spare>,
+    spares: Spares,
 }
 
 struct Entry {
@@ -63,13 +64,6 @@ struct Entry {
     used: Option<u64>,
     /// It is in `passed`, too, or will be when it is finished.
     passed: bool,
-}
-
-/// A decoder that waits for the next block of its layer. Its memory stays reserved.
-struct Spare {
-    layer: u64,
-    decoder: Box<dyn Any + Send>,
-    memory: Reservation,
 }
 
 impl BlockCache {
@@ -219,12 +213,9 @@ impl BlockCache {
             .filter(|key| key.layer == layer)
             .filter_map(|key| state.remove(key))
             .collect();
-        let (ours, others) = std::mem::take(&mut state.spares)
-            .into_iter()
-            .partition(|spare| spare.layer == layer);
-        state.spares = others;
+        let spares = state.spares.of(layer);
         drop(state);
-        drop::<(Vec<Entry>, Vec<Spare>)>((blocks, ours));
+        drop((blocks, spares));
     }
 
     /// Takes `bytes` for a decode that begins now, making room by evicting what was not read for
@@ -271,60 +262,31 @@ impl BlockCache {
         spare.is_some() || block.is_some()
     }
 
-    /// A spare decoder of a layer, and the memory that is reserved for it.
-    pub(super) fn take_spare(&self, layer: u64) -> Option<(Box<dyn Any + Send>, Reservation)> {
-        let mut state = self.lock();
-        let at = state.spares.iter().position(|spare| spare.layer == layer)?;
-        let spare = state.spares.swap_remove(at);
-        Some((spare.decoder, spare.memory))
+    /// Takes `bytes` in any case, and makes room for them by evicting blocks.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.budget.charge(bytes);
+        while self.used() > self.budget() && self.evict_one() {}
     }
 
-    /// Keeps a decoder for the next block of its layer.
+    /// Gives back what [`Self::charge`] has taken.
+    pub(super) fn discharge(&self, bytes: u64) {
+        self.budget.discharge(bytes);
+    }
+
+    /// As [`Spares::take`].
+    pub(super) fn take_spare(&self, layer: u64) -> Option<(Box<dyn Any + Send>, Reservation)> {
+        self.lock().spares.take(layer)
+    }
+
+    /// As [`Spares::keep`].
     pub(super) fn keep_spare(&self, layer: u64, decoder: Box<dyn Any + Send>, memory: Reservation) {
-        self.lock().spares.push(Spare {
-            layer,
-            decoder,
-            memory,
-        });
+        self.lock().spares.keep(layer, decoder, memory);
     }
 
     /// Drops the spare decoders of all layers.
     pub(super) fn drop_spares(&self) {
         let spares = std::mem::take(&mut self.lock().spares);
         drop(spares);
-    }
-}
-
-/// Memory that a layer cannot do without, counted in the budget as long as this lives: decoded blocks
-/// make room for it.
-#[derive(Debug)]
-pub struct Charge {
-    cache: Arc<BlockCache>,
-    bytes: AtomicU64,
-}
-
-impl Charge {
-    /// Nothing yet, in the budget of `cache`.
-    #[must_use]
-    pub fn new(cache: &Arc<BlockCache>) -> Self {
-        Self {
-            cache: Arc::clone(cache),
-            bytes: AtomicU64::new(0),
-        }
-    }
-
-    /// So many bytes more.
-    pub fn add(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.cache.budget.charge(bytes);
-        while self.cache.used() > self.cache.budget() && self.cache.evict_one() {}
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        self.cache.budget.discharge(bytes);
     }
 }
 
@@ -393,12 +355,6 @@ impl State {
             }
         }
         Some(entry)
-    }
-}
-
-impl fmt::Debug for Spare {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Spare({}, {:?})", self.layer, self.memory)
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 
 use super::backing::{Backing, base_of};
 use super::block::{Block, Store};
-use super::blocks::Shared;
+use super::shared::Shared;
 use super::whole::Stored;
 use crate::{Error, Kind, Result};
 

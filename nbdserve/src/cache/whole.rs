@@ -61,6 +61,7 @@ impl Shelf {
             _memory: memory,
             piece: vec![0; PIECE].into_boxed_slice(),
             filled: 0,
+            blank: false,
             at: 0,
             zero: Vec::new(),
             total,
@@ -108,6 +109,8 @@ pub struct Whole<'a> {
     _memory: OpeningMemory,
     piece: Box<[u8]>,
     filled: usize,
+    /// What is filled are zeroes, which were not written there.
+    blank: bool,
     /// Bytes stored.
     at: u64,
     zero: Vec<u64>,
@@ -196,7 +199,7 @@ impl Whole<'_> {
         if bytes.is_empty() {
             return Ok(());
         }
-        if is_zero(bytes) {
+        if self.blank || is_zero(bytes) {
             return self.store_zero(self.filled);
         }
         let at = self.place()?;
@@ -218,6 +221,7 @@ impl Whole<'_> {
         self.shelf.file.write_zero(at);
         self.at += len as u64;
         self.filled = 0;
+        self.blank = false;
         Ok(())
     }
 
@@ -235,6 +239,9 @@ impl Whole<'_> {
 impl Sink for Whole<'_> {
     fn spare(&mut self) -> Result<&mut [u8]> {
         self.shelf.cx.cancel.check()?;
+        if std::mem::take(&mut self.blank) {
+            self.piece[..self.filled].fill(0);
+        }
         Ok(&mut self.piece[self.filled..])
     }
 
@@ -246,19 +253,19 @@ impl Sink for Whole<'_> {
         self.beat()
     }
 
-    /// Whole pieces of zeroes are not put into memory first.
+    /// Pieces of nothing but zeroes are not put into memory first.
     fn zeroes(&mut self, mut len: usize) -> Result<()> {
         while len > 0 {
             self.beat()?;
             let now = len.min(PIECE - self.filled);
-            if now == PIECE {
-                self.store_zero(now)?;
-            } else {
+            if self.filled == 0 {
+                self.blank = true;
+            } else if !self.blank {
                 self.piece[self.filled..self.filled + now].fill(0);
-                self.filled += now;
-                if self.filled == PIECE {
-                    self.store()?;
-                }
+            }
+            self.filled += now;
+            if self.filled == PIECE {
+                self.store()?;
             }
             len -= now;
         }

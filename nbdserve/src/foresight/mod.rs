@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::stats::BlockStats;
 use crate::{
-    Access, ByteRange, Cost, Device, Done, Extents, Geometry, Result, Volume, WriteFeatures,
+    Access, ByteRange, Cost, Device, Done, Extents, Geometry, Lent, Result, Volume, WriteFeatures,
     Writer, ZeroOpts,
 };
 
@@ -61,6 +61,7 @@ pub fn watch(volume: &Volume, source: &Volume) -> Volume {
             guide: Box::new(guide),
             next: 0,
             run: 0,
+            declined: None,
         }),
     })
 }
@@ -80,6 +81,8 @@ struct State {
     next: u64,
     /// Bytes read in order until there.
     run: u64,
+    /// What could not be lent is read next: it was noted, and whether it is looked at.
+    declined: Option<(ByteRange, bool)>,
 }
 
 impl State {
@@ -99,6 +102,29 @@ impl State {
 impl Watched {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a read and gives the hints that come before it. Whether its bytes are looked at.
+    fn before(&self, range: ByteRange) -> bool {
+        let mut state = self.lock();
+        match state.declined.take() {
+            Some((noted, is_watched)) if noted == range => return is_watched,
+            _ => {}
+        }
+        let is_watched = state.note(range) && self.source.gathers();
+        let hints = match is_watched {
+            true => state.guide.asked(range),
+            false => Vec::new(),
+        };
+        drop(state);
+        self.tell(&hints);
+        is_watched
+    }
+
+    /// Looks at the bytes at `offset`, which were read.
+    fn after(&self, offset: u64, bytes: &[u8]) {
+        let hints = self.lock().guide.passed(offset, bytes);
+        self.tell(&hints);
     }
 
     fn tell(&self, hints: &[ByteRange]) {
@@ -128,23 +154,24 @@ impl Device for Watched {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let range = ByteRange::of(buf, offset);
-        let mut state = self.lock();
-        let is_watched = state.note(range) && self.source.gathers();
-        if is_watched {
-            tracing::trace!("foresight: reads {range}");
-            let hints = state.guide.asked(range);
-            drop(state);
-            self.tell(&hints);
-        } else {
-            drop(state);
-        }
+        let is_watched = self.before(ByteRange::of(buf, offset));
         self.below.read_at(buf, offset)?;
         if is_watched {
-            let hints = self.lock().guide.passed(offset, buf);
-            self.tell(&hints);
+            self.after(offset, buf);
         }
         Ok(())
+    }
+
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>> {
+        let is_watched = self.before(range);
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        let lent = self.below.lend(range.start(), len)?;
+        match &lent {
+            Some(lent) if is_watched => self.after(range.start(), lent),
+            Some(_) => {}
+            None => self.lock().declined = Some((range, is_watched)),
+        }
+        Ok(lent)
     }
 
     fn extents(&self, _range: ByteRange, out: &mut Extents) -> Result<()> {

@@ -24,6 +24,8 @@ const SHORT_PASS: u64 = 64 << 20;
 const ZERO_RATIO: u64 = 1000;
 /// Most candidates that one question for extents decodes, of those that are not like others.
 const ZERO_TRIES: usize = 16;
+/// So many of them at once, on all cores: what the first ones are tells which others may be zero.
+const ZERO_BATCH: usize = 4;
 /// Candidates are looked for among so many blocks at once.
 const ZERO_STEP: u64 = 64;
 /// A block of the first pass that shrank by this much is worth waiting for: most of it may be zero,
@@ -261,26 +263,44 @@ impl<L: Layout> Decoded<L> {
                 break;
             }
             tries.compared = tries.compared.saturating_add(1);
-            if self.settle(number, block) {
+            if self.settle(number, block) || !self.twins.may_be(&*self.layout, number) {
                 continue;
             }
             if self.twins.lacks(&*self.layout, number) {
                 // The first of its sort: most often all others are like it.
-                if self.blocks.load(number).is_ok() {
-                    self.learn(number, block);
+                if !self.try_all(&[number]) {
+                    tries.decoded = tries.decoded.saturating_add(1);
                 }
+                self.learn(number, block);
                 continue;
             }
             tries.decoded = tries.decoded.saturating_add(1);
             unknown.push(number);
+            if unknown.len() >= ZERO_BATCH {
+                self.try_all(&std::mem::take(&mut unknown));
+            }
         }
-        for number in &unknown {
+        self.try_all(&unknown);
+    }
+
+    /// Decodes blocks that may be zero. Whether all of them are.
+    fn try_all(&self, numbers: &[u64]) -> bool {
+        for number in numbers {
             self.blocks.begin(*number);
         }
-        for number in unknown {
+        let mut all = true;
+        for number in numbers {
             // Who reads it will be told why it cannot be had.
-            let _ = self.blocks.load(number);
+            let is_sound = self.blocks.load(*number).is_ok();
+            if self.blocks.is_zero(*number) {
+                continue;
+            }
+            all = false;
+            if is_sound {
+                self.twins.is_data(&*self.layout, *number);
+            }
         }
+        all
     }
 
     /// Bytes of a block were given to a reader, who `passes` over it.

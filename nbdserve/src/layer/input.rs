@@ -125,6 +125,19 @@ impl<'a> Input<'a> {
             .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
     }
 
+    /// Takes back `len` bytes that were consumed; false when they are no longer here.
+    pub(super) fn back(&mut self, len: usize) -> bool {
+        let (Some(consumed), Some(at)) = (
+            self.consumed.checked_sub(len),
+            self.at.checked_sub(u64::try_from(len).unwrap_or(u64::MAX)),
+        ) else {
+            return false;
+        };
+        self.consumed = consumed;
+        self.at = at;
+        true
+    }
+
     /// Bytes that are left, here and below.
     pub(super) fn left(&self) -> u64 {
         self.end.saturating_sub(self.at)

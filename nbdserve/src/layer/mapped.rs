@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::cut::cut_off;
 use crate::cache::{Blocks, Decode, Huge};
 use crate::hints::Hints;
 use crate::stats::BlockStats;
@@ -83,7 +84,7 @@ impl<'a> Run<'a> {
         if left == 0 {
             let size = volume.size();
             let what = format!("{what} lies at {at}, the file has only {size} bytes");
-            return Err(Error::new(Kind::Corrupt, what));
+            return Err(cut_off(what));
         }
         Ok(Self::stored(
             end.min(offset.saturating_add(left)),
@@ -124,6 +125,11 @@ pub(crate) trait Map: Send + Sync + std::fmt::Debug + 'static {
     /// About how many bytes of the whole disk are stored, where that is known without reading.
     fn allocated(&self) -> Option<u64> {
         None
+    }
+
+    /// What is unusual about it; it may look at all tables.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -409,6 +415,10 @@ impl<M: Map> Device for Mapped<M> {
 
     fn cost(&self) -> Option<Cost> {
         self.packed.as_ref().map(|pieces| pieces.cost)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.map.notes()
     }
 
     fn block_stats(&self) -> Option<BlockStats> {

@@ -5,10 +5,12 @@
 #![deny(clippy::arithmetic_side_effects, clippy::as_conversions)]
 
 pub(crate) mod archive;
+mod bitmap;
 pub mod bzip2;
 pub mod cow;
+mod cut;
 mod decoded;
-mod deflate;
+pub(crate) mod deflate;
 pub mod gzip;
 mod input;
 pub mod luks;
@@ -17,12 +19,14 @@ pub mod lz4;
 pub mod lzip;
 pub mod lzma;
 mod mapped;
+mod numbered;
 pub mod offset;
 mod pages;
 pub mod partition;
 pub(crate) mod parts;
 pub mod qcow2;
 pub mod raid;
+mod recent;
 mod scan;
 pub mod simg;
 mod spans;

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::cut::cut_off;
 use crate::bytes::array;
-use crate::{Error, Kind, Result, Volume};
+use crate::{Result, Volume};
 
 /// Bytes of a page: one request, and many entries.
 const PAGE: u64 = 16 << 10;
@@ -113,7 +114,7 @@ impl Pages {
         if end.is_none_or(|end| end > self.volume.size()) {
             let size = self.volume.size();
             let what = format!("{len} bytes of a table at {at}, the file has only {size}");
-            return Err(Error::new(Kind::Corrupt, what));
+            return Err(cut_off(what));
         }
         let number = at.checked_div(PAGE).unwrap_or(0);
         let page = self.page(number)?;
@@ -158,6 +159,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
     use crate::source::Memory;
 
     fn pages(len: u64) -> Pages {

@@ -1,5 +1,6 @@
 //! Reads forward through a volume, for headers that lie one behind the other.
 
+use super::cut::cut_off;
 use crate::{ByteRange, Result, Volume};
 
 /// The first request, and that after a jump: headers only.
@@ -35,6 +36,20 @@ impl<'a> Scan<'a> {
     /// Bytes of the volume.
     pub(super) fn size(&self) -> u64 {
         self.below.size()
+    }
+
+    /// The end of what begins at `at` and has `size` bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` when the volume ends before.
+    pub(super) fn end(&self, at: u64, size: u64) -> Result<u64> {
+        let file = self.size();
+        let end = at.checked_add(size).filter(|end| *end <= file);
+        end.ok_or_else(|| {
+            cut_off(format!(
+                "the file is truncated: what begins at {at} has {size} bytes, the file ends at {file}"
+            ))
+        })
     }
 
     /// The `len` bytes at `at`; fewer where the volume ends.

@@ -30,6 +30,14 @@ pub(super) struct Span {
     pub(super) note: u64,
 }
 
+impl Span {
+    /// Where its encoded bytes begin, and its decoded bytes.
+    pub(super) fn place(self) -> (u64, ByteRange) {
+        let end = self.start.saturating_add(self.len);
+        (self.range.start(), ByteRange::between(self.start, end))
+    }
+}
+
 /// All blocks, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Spans {

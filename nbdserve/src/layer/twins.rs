@@ -1,5 +1,8 @@
 //! Blocks whose encoded bytes are those of a block that was found to be zero: they decode to the
 //! same, so nobody has to decode them. A disk that is mostly empty has thousands of them.
+//!
+//! What shrank as much and was found to be data tells something as well: zeroes would have become
+//! shorter.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +13,10 @@ const LONGEST: u64 = 64 << 10;
 /// So many are remembered: mostly there is one, and the last block is shorter.
 const MOST: usize = 8;
 
+/// A block of zeroes may be encoded in so many bytes more than one of another byte: how a coder ends
+/// depends on the byte, and what stands around the data is filled up to words.
+const SLACK: u64 = 4;
+
 /// What zero blocks look like encoded.
 #[derive(Debug, Default)]
 pub(super) struct Twins {
@@ -17,6 +24,17 @@ pub(super) struct Twins {
     /// Blocks (length, number) that are known to be zero from an earlier mount, one of each length:
     /// they are looked at when there is a block to compare them with.
     kept: Mutex<Vec<(u64, u64)>>,
+    /// Of blocks that were taken for zero ones and are data: the shortest of each sort.
+    data: Mutex<Vec<Data>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Data {
+    /// Decoded bytes.
+    len: u64,
+    /// As [`Layout::twin`] has it.
+    context: u64,
+    encoded: u64,
 }
 
 #[derive(Debug)]
@@ -49,6 +67,26 @@ impl Twins {
         };
         let zeroes = self.lock();
         zeroes.iter().filter(may_be).any(|zero| zero.bytes == bytes)
+    }
+
+    /// Whether decoding the block may show that it is zero: it is not longer than others of its sort
+    /// that were data.
+    pub(super) fn may_be<L: Layout>(&self, layout: &L, number: u64) -> bool {
+        let sort = Data::of(layout, number);
+        let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = data.iter().find(|data| data.is_like(sort));
+        known.is_none_or(|data| sort.encoded <= data.encoded.saturating_add(SLACK))
+    }
+
+    /// The block, which was decoded, is not zero.
+    pub(super) fn is_data<L: Layout>(&self, layout: &L, number: u64) {
+        let sort = Data::of(layout, number);
+        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = data.iter_mut().find(|data| data.is_like(sort)) {
+            known.encoded = known.encoded.min(sort.encoded);
+        } else if data.len() < MOST {
+            data.push(sort);
+        }
     }
 
     /// Whether one more of the sort of this block would be remembered.
@@ -101,6 +139,20 @@ impl Twins {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Zero>> {
         self.zeroes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Data {
+    fn of<L: Layout>(layout: &L, number: u64) -> Self {
+        Self {
+            len: layout.len(number),
+            context: layout.twin(number).map_or(0, |(_, context)| context),
+            encoded: layout.encoded(number),
+        }
+    }
+
+    fn is_like(&self, other: Self) -> bool {
+        self.len == other.len && self.context == other.context
     }
 }
 

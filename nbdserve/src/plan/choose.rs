@@ -6,7 +6,7 @@ use super::fs::{self, Class, FsInfo};
 use super::resolve::LooksLikeRoot;
 use super::sample::read_head;
 use super::volumes::Volumes;
-use crate::error::escape;
+use crate::error::quote;
 use crate::layer::luks::LUKS;
 use crate::layer::partition::{Partition, Table, open_partition};
 use crate::layer::raid::read::Depth;
@@ -202,15 +202,15 @@ impl Partitions {
             [one] => return Ok(one),
             [] => {}
             _ => {
-                let name = escape(name);
-                let what = format!("{} {sort}s are called \"{name}\"", matches.len());
+                let name = quote(name);
+                let what = format!("{} {sort}s are called {name}", matches.len());
                 return listed(what);
             }
         }
         if let Some(entry) = device_number(name).and_then(number) {
             return Ok(entry);
         }
-        listed(format!("there is no {sort} \"{}\"", escape(name)))
+        listed(format!("there is no {sort} {}", quote(name)))
     }
 
     /// The one that is encrypted, when there is no other and `name` is that of a logical volume: a key
@@ -433,7 +433,7 @@ impl Partitions {
         let mut facts = vec![format_size(entry.size)];
         facts.extend(entry.type_name.map(str::to_owned));
         let label = entry.label.as_ref();
-        facts.extend(label.map(|label| format!("\"{}\"", escape(label))));
+        facts.extend(label.map(|label| quote(label)));
         facts.extend(self.content(index)?.map(ToString::to_string));
         Ok(format!("{} ({})", entry.number, facts.join(", ")))
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Content, FsInfo, Resolved, VolumeInfo};
-use crate::error::escape;
+use crate::error::{escape, quote_if_needed};
 use crate::layer::partition::{PARTITION, Partition, Scheme};
 use crate::size::format_size;
 use crate::{Access, Index, Keeping};
@@ -119,7 +119,12 @@ impl Info {
                     kept: cost.kept,
                 }),
                 evidence: step.map(|step| step.evidence.clone()),
-                notes: step.map(|step| step.notes.clone()).unwrap_or_default(),
+                notes: step
+                    .map_or(&resolved.source_notes, |step| &step.notes)
+                    .iter()
+                    .cloned()
+                    .chain(volume.notes())
+                    .collect(),
             });
         }
         let table = resolved.table.as_ref();
@@ -256,7 +261,7 @@ impl fmt::Display for Info {
                 writeln!(
                     f,
                     "  not opened: {}: {}",
-                    escape(&volume.name),
+                    quote_if_needed(&volume.name),
                     escape(problem)
                 )?;
             }
@@ -281,7 +286,7 @@ fn partition_row(entry: &PartitionInfo) -> Vec<String> {
         partition.start.to_string(),
         format_size(partition.size),
         kind.to_owned(),
-        partition.label.clone().unwrap_or_default(),
+        named(partition.label.as_deref()),
         entry
             .content
             .as_ref()
@@ -291,13 +296,18 @@ fn partition_row(entry: &PartitionInfo) -> Vec<String> {
     ]
 }
 
+/// A name in a column.
+fn named(name: Option<&str>) -> String {
+    name.map(quote_if_needed).unwrap_or_default()
+}
+
 fn volume_row(volume: &VolumeInfo) -> Vec<String> {
     let mark = if volume.chosen { "*" } else { "" };
     let content = volume.content.as_ref();
     vec![
-        format!("{}{mark}", volume.name),
+        format!("{}{mark}", quote_if_needed(&volume.name)),
         volume.size.map(format_size).unwrap_or_default(),
-        volume.layout.clone(),
+        quote_if_needed(&volume.layout),
         content.map(ToString::to_string).unwrap_or_default(),
         volume.uuid.clone(),
         volume.members.clone(),

@@ -19,6 +19,7 @@ mod choose;
 mod enter;
 pub mod fs;
 mod info;
+mod refuse;
 mod resolve;
 mod sample;
 mod spec;

@@ -40,6 +40,8 @@ pub struct Resolved {
     pub volume: Volume,
     /// Source first, each layer on the one before; the last is [`Self::volume`].
     pub chain: Vec<Volume>,
+    /// What is unusual about what the source holds.
+    pub source_notes: Vec<String>,
     /// One for each layer of the plan.
     pub steps: Vec<Step>,
     /// The partition table that was met last, entered or not.
@@ -65,7 +67,7 @@ pub struct Step {
     pub layer: LayerSpec,
     /// Why it was taken.
     pub evidence: String,
-    /// What is unusual about it.
+    /// What is unusual about how it was found; of the layer itself, see [`Volume::notes`].
     pub notes: Vec<String>,
 }
 
@@ -111,7 +113,12 @@ fn resolve_to(
                 let layer = spec.name().to_owned();
                 match walk.enter(spec, evidence.clone(), Vec::new()) {
                     Err(error) if locks && error.kind() == Kind::Secret => {
-                        let why = error.to_string();
+                        let report = error.report();
+                        let mut why = report.what;
+                        for cause in report.because {
+                            why.push_str(": ");
+                            why.push_str(&cause);
+                        }
                         return walk.finish(Content::Locked(Locked {
                             layer,
                             evidence,
@@ -136,7 +143,15 @@ fn resolve_to(
                 }
             }
             Found::Table(evidence) => {
-                let table = read_table(&walk.volume, None).map_err(|error| walk.named(error))?;
+                let table = match read_table(&walk.volume, None) {
+                    Ok(table) => table,
+                    // The bytes of the disk are the same without a table.
+                    Err(error) if pick == Pick::Disk && !locks && error.kind() == Kind::Corrupt => {
+                        tracing::warn!("{}", walk.named(error).report());
+                        return walk.finish(Content::Disk);
+                    }
+                    Err(error) => return Err(walk.named(error)),
+                };
                 let partitions = Partitions::new(&walk.volume, Some(table), walk.depth(), &walk.cx);
                 match walk.choose(partitions, &pick, looks_like_root)? {
                     Chosen::Whole => return walk.finish(Content::Disk),

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::FsInfo;
-use crate::error::escape;
+use crate::error::{escape, quote};
 use crate::layer::cow::{self, COW};
 use crate::layer::{Args, LAYERS, LayerType};
 use crate::{Error, Kind, Result};
@@ -187,9 +187,9 @@ impl LayerSpec {
         if params.iter().any(|param| param.name == key) {
             return Ok(());
         }
-        let (name, key) = (&self.name, escape(key));
+        let (name, key) = (&self.name, quote(key));
         let known: Vec<_> = params.iter().map(|param| param.name).collect();
-        let what = format!("the layer {name} has no parameter \"{key}\"");
+        let what = format!("the layer {name} has no parameter {key}");
         let hint = match known.len() {
             0 => "it takes none".to_owned(),
             _ => format!("it takes {}", known.join(", ")),
@@ -215,7 +215,7 @@ impl FromStr for LayerSpec {
         };
         if name != RAW && spec.layer().is_none() {
             let known: Vec<_> = LAYERS.iter().map(|layer| layer.name).collect();
-            let what = format!("there is no layer \"{}\"", escape(name));
+            let what = format!("there is no layer {}", quote(name));
             return Err(Error::new(Kind::Unsupported, what)
                 .hint(format!("there are {}, {RAW}", known.join(", "))));
         }
@@ -225,7 +225,7 @@ impl FromStr for LayerSpec {
                 // Only the first may leave out its key.
                 None if index == 0 && !part.is_empty() => (spec.param(0)?, part.as_str()),
                 None => {
-                    let what = format!("\"{}\" is not of the form key=value", escape(part));
+                    let what = format!("{} is not of the form key=value", quote(part));
                     return Err(Error::new(Kind::OutOfRange, what));
                 }
             };

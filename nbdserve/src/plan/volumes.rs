@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::fs::{self, Class, FsInfo};
 use super::sample::read_head;
 use super::spec::LayerSpec;
-use crate::error::escape;
+use crate::error::quote_if_needed;
 use crate::layer::lvm::LVM;
 use crate::layer::lvm::read::Groups;
 use crate::layer::raid::RAID;
@@ -273,9 +273,13 @@ impl Volumes {
         };
         let info = &choice.info;
         let mut facts: Vec<String> = info.size.map(format_size).into_iter().collect();
-        facts.push(escape(&info.layout));
+        facts.push(quote_if_needed(&info.layout));
         facts.extend(self.content(index)?.map(ToString::to_string));
-        Ok(format!("{} ({})", escape(&info.name), facts.join(", ")))
+        Ok(format!(
+            "{} ({})",
+            quote_if_needed(&info.name),
+            facts.join(", ")
+        ))
     }
 
     /// All of them for `--info`; those of `steps` were chosen.

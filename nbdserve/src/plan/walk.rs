@@ -8,14 +8,14 @@ use super::fs::{self, Class};
 use super::resolve::{LooksLikeRoot, Resolved, Step};
 use super::sample::{read_sample, strongest};
 use super::{Content, LayerSpec, Pick, Plan, Purpose, RAW};
-use crate::error::escape;
 use crate::layer::cow::{self, COW};
 use crate::layer::luks::LUKS;
 use crate::layer::partition::PARTITION;
 use crate::layer::raid::read::Depth;
 use crate::layer::split::SPLIT;
+use crate::layer::vhd::damaged_footer;
 use crate::layer::{Verdict, lvm, raid};
-use crate::source::split::{Series, first_of};
+use crate::source::split::Series;
 use crate::{Access, ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// Most layers of an image; a chosen partition is one.
@@ -49,10 +49,11 @@ impl Found {
 pub(super) struct Walk<'a> {
     /// With the place of the innermost layer.
     pub(super) cx: Cx,
-    name: &'a str,
+    pub(super) name: &'a str,
     pub(super) volume: Volume,
     pub(super) chain: Vec<Volume>,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
+    source_notes: Vec<String>,
     pub(super) source_range: Option<ByteRange>,
     /// Of the partition table that was met last.
     partitions: Option<Partitions>,
@@ -108,6 +109,7 @@ impl<'a> Walk<'a> {
             chain: vec![source.clone()],
             volume: source,
             steps: Vec::new(),
+            source_notes: Vec::new(),
             partitions: None,
             group: None,
             partition: None,
@@ -173,7 +175,7 @@ impl<'a> Walk<'a> {
             name: self.name.to_owned(),
             identity: source.and_then(Volume::source_identity),
             layers: layers.join(" "),
-            is_local: source.is_some_and(|source| source.parts().is_some()),
+            is_local: self.is_local(),
             has_others: self.chain.iter().any(|volume| !volume.may_be_kept()),
         }
     }
@@ -181,13 +183,16 @@ impl<'a> Walk<'a> {
     /// Where members of arrays are looked for: at the ends of partitions where that costs neither a
     /// request over the network nor decoding.
     pub(super) fn depth(&self) -> Depth {
-        let source = self.chain.first();
-        let is_local =
-            source.is_some_and(|source| source.parts().is_some() && source.name() != HTTP);
         match self.volume.geometry().access {
-            Access::Random if is_local => Depth::Ends,
+            Access::Random if self.is_local() => Depth::Ends,
             _ => Depth::Cheap,
         }
+    }
+
+    /// Whether the source is files of this machine.
+    fn is_local(&self) -> bool {
+        let source = self.chain.first();
+        source.is_some_and(|source| source.parts().is_some() && source.name() != HTTP)
     }
 
     /// Opens a layer on what there is.
@@ -234,11 +239,9 @@ impl<'a> Walk<'a> {
             true => None,
             false => inside(&spec.to_string()),
         };
-        let volume_notes = volume.notes();
         self.chain.push(volume.clone());
         self.volume = volume;
         notes.extend(note);
-        notes.extend(volume_notes);
         self.steps.push(Step {
             layer: spec,
             evidence,
@@ -258,7 +261,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Probes the innermost volume.
-    pub(super) fn look(&self, pick: &Pick, raw: bool) -> Result<Found> {
+    pub(super) fn look(&mut self, pick: &Pick, raw: bool) -> Result<Found> {
         if self.volume.size() == 0 {
             let what = format!("{} is empty", self.what());
             return Err(Error::new(Kind::NotThisFormat, what));
@@ -283,6 +286,9 @@ impl<'a> Walk<'a> {
         {
             return Ok(Found::Layer(layer.name.parse()?, evidence));
         }
+        if let (false, Some((damage, before))) = (raw, damaged_footer(&sample)) {
+            self.note_damaged_footer(&damage, before);
+        }
         if let Some((confidence, evidence)) = table
             && (wants_partition || weight.is_none_or(|weight| confidence > weight))
         {
@@ -293,6 +299,32 @@ impl<'a> Walk<'a> {
             Some((info, _)) => Content::Other(info),
             None => Content::Bytes,
         }))
+    }
+
+    /// Says of the innermost volume that it may be a fixed vhd.
+    fn note_damaged_footer(&mut self, damage: &Error, before: u64) {
+        if self
+            .steps
+            .last()
+            .is_some_and(|step| step.layer.name() == COW.name)
+        {
+            // It was said of what is below.
+            return;
+        }
+        let steps = self.steps.iter();
+        let outer: String = steps
+            .map(|step| format!("--layer {} ", step.layer))
+            .collect();
+        let note = format!(
+            "the last 512 bytes look like the footer of a vhd, and {damage}: they are taken for a part of \
+             the disk; {outer}--layer offset:0,size={before} leaves them out"
+        );
+        let notes = match self.steps.last_mut() {
+            Some(step) => &mut step.notes,
+            None => &mut self.source_notes,
+        };
+        tracing::warn!("{}: {note}", self.name);
+        notes.push(note);
     }
 
     /// Keeps the partitions, and chooses one, or a volume on them, unless the whole is meant.
@@ -382,86 +414,6 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Whether the content serves the purpose.
-    pub(super) fn check_content(
-        &self,
-        content: &Content,
-        purpose: Purpose,
-        raw: bool,
-    ) -> Result<()> {
-        let what = self.what();
-        let as_bytes = "--layer raw --fuse shows the bytes as they are";
-        match (content, purpose) {
-            (Content::FileSystem(_), _) => Ok(()),
-            (Content::Other(info), _) if info.name == COW.name && !raw => Err(Error::new(
-                Kind::Unsupported,
-                format!("{what} has writes that were kept apart from an image, and is none"),
-            )
-            .hint("loopmount --cow=FILE IMAGE TARGET: FILE is this one, IMAGE the one it was made for")),
-            (Content::Other(info), _) if info.class == Class::Wrapper && !raw => Err(Error::new(
-                Kind::Unsupported,
-                format!("{what} is {info}, which this version cannot open yet"),
-            )
-            .hint(match fs::converter(&info.name) {
-                Some(converter) => format!("{converter}; {as_bytes}"),
-                None => as_bytes.to_owned(),
-            })),
-            (_, Purpose::Bytes) => Ok(()),
-            (Content::Other(info), _) => Err(Error::new(
-                Kind::Unsupported,
-                format!("{what} is {info}, which is no file system"),
-            )
-            .hint("--fuse shows it as a file")),
-            (Content::Disk | Content::Bytes | Content::Locked(_), _) => {
-                Err(self.nothing_known(as_bytes))
-            }
-        }
-    }
-
-    fn nothing_known(&self, hint: &str) -> Error {
-        let what = self.what();
-        let size = self.volume.size();
-        if size < 512 {
-            let what = format!("{what} has {size} bytes, less than one sector");
-            return Error::new(Kind::NotThisFormat, what);
-        }
-        // Probing has just read them.
-        let first = self.volume.read_vec(0, 16).unwrap_or_default();
-        let first: Vec<_> = first.iter().map(|byte| format!("{byte:02x}")).collect();
-        let what = format!(
-            "{what} is nothing we know: it begins with {}",
-            first.join(" ")
-        );
-        let error = Error::new(Kind::NotThisFormat, what);
-        match first_of(Path::new(self.name)).filter(|_| self.steps.is_empty()) {
-            Some(first) => {
-                let first = escape(&first.display().to_string());
-                error.hint(format!("is it a part of an image? The first is {first}"))
-            }
-            None => error.hint(hint),
-        }
-    }
-
-    pub(super) fn no_table(&self, wanted: &str, content: &Content) -> Error {
-        let (what, wanted) = (self.what(), crate::error::escape(wanted));
-        let found = match content {
-            Content::FileSystem(info) | Content::Other(info) => format!("it is {info}"),
-            Content::Disk | Content::Bytes | Content::Locked(_) => {
-                "it is nothing we know".to_owned()
-            }
-        };
-        let what = format!("{what} has no partition table to find \"{wanted}\" in: {found}");
-        Error::new(Kind::NotThisFormat, what)
-    }
-
-    /// The innermost volume, for the user.
-    fn what(&self) -> String {
-        match self.steps.last() {
-            None => self.name.to_owned(),
-            Some(_) => format!("{}: the content of {}", self.name, self.volume.name()),
-        }
-    }
-
     pub(super) fn named(&self, error: Error) -> Error {
         error.in_layer(PARTITION.name)
     }
@@ -508,6 +460,7 @@ impl<'a> Walk<'a> {
             plan,
             volume: self.volume,
             chain: self.chain,
+            source_notes: self.source_notes,
             steps: self.steps,
             table: self.partitions.and_then(|partitions| partitions.table),
             partitions: known,

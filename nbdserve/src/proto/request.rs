@@ -30,16 +30,7 @@ impl Header {
     /// # Errors
     /// `Corrupt` when the magic is wrong: the framing is lost and the connection must end.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<Self> {
-        let (magic, rest) = take::<4>(bytes);
-        let magic = u32::from_be_bytes(magic);
-        if magic != REQUEST_MAGIC {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "the NBD client sent {magic:#010x} where a request starts with {REQUEST_MAGIC:#010x}"
-                ),
-            ));
-        }
+        let rest = after_magic(bytes, REQUEST_MAGIC, "client", "a request")?;
         let (flags, rest) = take::<2>(rest);
         let (command, rest) = take::<2>(rest);
         let (cookie, rest) = take::<8>(rest);
@@ -265,20 +256,22 @@ impl SimpleReply {
     /// # Errors
     /// `Corrupt` when the magic is wrong.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<(u64, u32)> {
-        let (magic, rest) = take::<4>(bytes);
-        let magic = u32::from_be_bytes(magic);
-        if magic != SIMPLE_REPLY_MAGIC {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "the NBD server sent {magic:#010x} where a simple reply starts with {SIMPLE_REPLY_MAGIC:#010x}"
-                ),
-            ));
-        }
+        let rest = after_magic(bytes, SIMPLE_REPLY_MAGIC, "server", "a simple reply")?;
         let (error, rest) = take::<4>(rest);
         let (cookie, _) = take::<8>(rest);
         Ok((u64::from_be_bytes(cookie), u32::from_be_bytes(error)))
     }
+}
+
+/// What follows the magic that `what` of the NBD `peer` begins with.
+fn after_magic<'a>(bytes: &'a [u8], magic: u32, peer: &str, what: &str) -> Result<&'a [u8]> {
+    let (found, rest) = take::<4>(bytes);
+    let found = u32::from_be_bytes(found);
+    if found == magic {
+        return Ok(rest);
+    }
+    let what = format!("the NBD {peer} sent {found:#010x} where {what} starts with {magic:#010x}");
+    Err(Error::new(Kind::Corrupt, what))
 }
 
 /// The first `N` bytes, zero where there are fewer, and the rest. Callers pass fixed layouts whose

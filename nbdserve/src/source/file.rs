@@ -12,6 +12,7 @@ use rustix::fs::{Advice, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat}
 use rustix::io::{Errno, retry_on_intr};
 
 use super::lock;
+use crate::error::shell;
 use crate::{
     ByteRange, Device, Done, Error, ExtentFlags, Extents, Geometry, Kind, Result, WriteFeatures,
     Writer, ZeroOpts,
@@ -100,11 +101,14 @@ impl File {
         let fd =
             retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())).map_err(|errno| {
                 match errno {
-                Errno::BUSY => cannot_open(errno).hint(format!(
-                    "it is mounted or in use; findmnt --source '{name}' and lsblk '{name}' show how"
-                )),
-                _ => cannot_open(errno),
-            }
+                    Errno::BUSY => {
+                        let name = shell(&name);
+                        cannot_open(errno).hint(format!(
+                        "it is mounted or in use; findmnt --source {name} and lsblk {name} show how"
+                    ))
+                    }
+                    _ => cannot_open(errno),
+                }
             })?;
         // NONBLOCK was for the opening only.
         rustix::fs::fcntl_getfl(&fd)

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::OpenMode;
+use crate::error::shell;
 use crate::sys::ofd_lock;
 use crate::{Error, Kind, Result};
 
@@ -70,7 +71,8 @@ pub(super) fn take(fd: BorrowedFd<'_>, name: &str, mode: OpenMode) -> Result<()>
             format!("{name} is in use: another process {conflict}"),
         )
         .hint(format!(
-            "end the other program first; fuser -v '{name}' names it"
+            "end the other program first; fuser -v {} names it",
+            shell(name)
         ))),
         Err(error) => {
             tracing::info!("{name}: opened without a lock: {error}");

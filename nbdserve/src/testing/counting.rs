@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    ByteRange, Device, Done, Extents, Geometry, Result, Volume, WriteFeatures, Writer, ZeroOpts,
+    ByteRange, Device, Done, Extents, Geometry, Lent, Result, Volume, WriteFeatures, Writer,
+    ZeroOpts,
 };
 
 /// Passes everything to the volume below and keeps count.
@@ -154,6 +155,16 @@ impl Device for Counting {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.counts.numbers().reads.push(ByteRange::of(buf, offset));
         self.below.read_at(buf, offset)
+    }
+
+    /// Counts as a read when there is something to lend.
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>> {
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        let lent = self.below.lend(range.start(), len)?;
+        if lent.is_some() {
+            self.counts.numbers().reads.push(range);
+        }
+        Ok(lent)
     }
 
     fn extents(&self, _range: ByteRange, out: &mut Extents) -> Result<()> {

@@ -131,6 +131,7 @@ pub(crate) fn is_right_or_refused(layer: &LayerType, bytes: &[u8], what: &str) {
             if let Err(error) = volume.extents(ByteRange::between(0, size)) {
                 may_be(&error, what);
             }
+            assert!(volume.notes().len() < 9, "{what}");
         }
         Err(error) => may_be(&error, what),
     }
@@ -232,4 +233,35 @@ pub(crate) fn our_data(volume: &Volume) -> Vec<(u64, u64)> {
         }
     }
     found
+}
+
+/// An image of `disk` that was cut off after `len` bytes: it is opened, which is said of it, and what is
+/// missing is corrupt, never zeroes.
+pub(crate) fn a_cut_is_told_of(layer: &LayerType, image: &[u8], len: usize, disk: &[u8]) {
+    let told = |volume: &Volume| {
+        let notes = volume.notes();
+        notes.iter().any(|note| note.contains("was cut off"))
+    };
+    let whole = open_bytes(layer, image).unwrap();
+    assert!(!told(&whole), "{:?}", whole.notes());
+    let volume = open_bytes(layer, &image[..len]).unwrap();
+    assert!(told(&volume), "{len} of {}", image.len());
+    let note = volume.notes().join("; ");
+    assert!(note.contains(&format!("the file at {len};")), "{note}");
+    let (mut right, mut missing) = (0, 0);
+    for (number, expected) in disk.chunks(4096).enumerate() {
+        match volume.read_vec(number as u64 * 4096, expected.len()) {
+            Ok(found) => {
+                assert!(found == expected, "{number} of a file of {len}");
+                right += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+                let hint = error.report().hint;
+                assert!(hint.unwrap().contains("download it again"), "{error}");
+                missing += 1;
+            }
+        }
+    }
+    assert!(right > 0 && missing > 0, "{right} {missing}");
 }

@@ -5,8 +5,8 @@ use nbdserve::layer::vdi::VDI;
 use nbdserve::testing::conformance;
 
 use crate::tools::{
-    MIB, Made, disk, error_of, is_probed, is_right_or_refused, lie_in_each_field, open_bytes,
-    our_data, qemu_data, read_all, with,
+    MIB, Made, a_cut_is_told_of, disk, error_of, is_probed, is_right_or_refused, lie_in_each_field,
+    open_bytes, our_data, qemu_data, read_all, with,
 };
 
 #[test]
@@ -132,7 +132,21 @@ fn a_file_that_is_cut_is_corrupt() {
         let error = error_of(&VDI, &image[..len]);
         assert_eq!(error.kind(), Kind::Corrupt, "{len}: {error}");
     }
-    // What is before the cut can still be read.
-    let volume = open_bytes(&VDI, &image[..image.len() - 4096]).unwrap();
-    assert!(volume.read_vec(0, MIB).is_ok());
+}
+
+#[test]
+fn what_was_cut_off_is_told_of() {
+    for options in ["", "static=on"] {
+        let disk = disk(3);
+        let image = Made::new(&disk, "vdi", options).bytes();
+        for missing in [1, 4096, MIB, MIB + 1] {
+            a_cut_is_told_of(&VDI, &image, image.len() - missing, &disk);
+        }
+    }
+    // The last block may end where the disk does.
+    let mut short = disk(3);
+    short.truncate(2 * MIB + 512 * 7);
+    let image = Made::new(&short, "vdi", "").bytes();
+    let volume = open_bytes(&VDI, &image[..image.len() - MIB + 512 * 7]).unwrap();
+    assert!(read_all(&volume).unwrap() == short && volume.notes().is_empty());
 }

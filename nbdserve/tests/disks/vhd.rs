@@ -9,8 +9,8 @@ use nbdserve::testing::{conformance, noise, tools};
 use nbdserve::{ByteRange, Cx, ExtentFlags, Kind, plan};
 
 use crate::tools::{
-    MIB, Made, disk, error_of, error_of_file, is_probed, is_right_or_refused, lie_in_each_field,
-    open_bytes, open_file, our_data, qemu_data, qemu_reads, read_all, with,
+    MIB, Made, a_cut_is_told_of, disk, error_of, error_of_file, is_probed, is_right_or_refused,
+    lie_in_each_field, open_bytes, open_file, our_data, qemu_data, qemu_reads, read_all, with,
 };
 
 const FOOTER: usize = 512;
@@ -149,6 +149,53 @@ fn a_fixed_one_that_is_compressed_in_blocks_is_known_by_its_last_block() {
 }
 
 #[test]
+fn a_fixed_one_whose_footer_is_damaged_is_told_of() {
+    let disk = noise(4 << 20, 1);
+    let fixed = Made::new(&disk, "vpc", "subformat=fixed,force_size=on").bytes();
+    let end = fixed.len() - FOOTER;
+    let notes = |file: &[u8], layers: &[&str]| {
+        let layers: Vec<_> = layers.iter().map(|text| text.parse().unwrap()).collect();
+        let source = Memory::volume(file.to_vec());
+        let found = plan::inspect(source, "x.vhd", &layers, &crate::tools::cx()).unwrap();
+        let info = plan::Info::new(&found);
+        let notes = info.layers.iter().flat_map(|layer| layer.notes.clone());
+        (notes.collect::<Vec<_>>(), found.volume)
+    };
+    assert!(notes(&fixed, &[]).0.is_empty());
+    for damaged in [
+        with(&fixed, end + 0x30, &[0x77]),
+        with(&fixed, end, b"K"),
+        with(&fixed, end + 6, b"IX"),
+    ] {
+        let (found, volume) = notes(&damaged, &[]);
+        assert_eq!(volume.size(), damaged.len() as u64);
+        assert!(found.len() == 1, "{found:?}");
+        assert!(found[0].contains("footer of a vhd"), "{found:?}");
+        // What it says to type shows the disk.
+        let layer = format!("offset:0,size={end}");
+        assert!(
+            found[0].contains(&format!("; --layer {layer} ")),
+            "{found:?}"
+        );
+        let (found, volume) = notes(&damaged, &[&layer]);
+        assert!(found.is_empty() && read_all(&volume).unwrap() == disk);
+        // What is meant to be bytes is none of our business.
+        assert!(notes(&damaged, &["raw"]).0.is_empty());
+    }
+    // Behind other layers, these are named too.
+    let damaged = with(&fixed, end + 0x30, &[0x77]);
+    let packed = tools::filter("xz", &["-0", "-c", "--block-size=1MiB"], &damaged);
+    let (found, _) = notes(&packed, &[]);
+    let layers = format!("--layer xz --layer offset:0,size={end} ");
+    assert!(found.len() == 1 && found[0].contains(&layers), "{found:?}");
+    assert!(
+        notes(&with(&disk, disk.len() - FOOTER, b"connect"), &[])
+            .0
+            .is_empty()
+    );
+}
+
+#[test]
 fn the_copy_of_the_footer_is_used_when_the_other_is_damaged() {
     let disk = disk(3);
     let image = dynamic(&disk);
@@ -282,6 +329,31 @@ fn each_lie_is_named() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(word), "{error}");
     }
+}
+
+#[test]
+fn what_was_cut_off_is_told_of() {
+    let disk = disk(5);
+    let image = dynamic(&disk);
+    // The last block has 1 MiB of the disk.
+    let end = image.len() - FOOTER;
+    let unused = 2 * MIB - MIB;
+    for missing in [1, 4096, MIB, MIB + 1] {
+        a_cut_is_told_of(&VHD, &image, end - unused - missing, &disk);
+    }
+    // Only the footer is missing, or the room behind the end of the disk too.
+    for len in [end, end - unused] {
+        let volume = open_bytes(&VHD, &image[..len]).unwrap();
+        assert!(read_all(&volume).unwrap() == disk);
+        let notes = volume.notes();
+        assert!(
+            notes.len() == 1 && notes[0].contains("no footer"),
+            "{notes:?}"
+        );
+    }
+    let damaged = open_bytes(&VHD, &with(&image, end + 100, &[1])).unwrap();
+    let notes = damaged.notes().join("; ");
+    assert!(notes.contains("its copy at 0: the checksum"), "{notes}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use nbdserve::testing::{conformance, noise, tools};
 use nbdserve::{ByteRange, Kind};
 
 use crate::tools::{
-    MIB, Made, cx, disk, error_of, error_of_file, is_probed, is_right_or_refused,
+    MIB, Made, a_cut_is_told_of, cx, disk, error_of, error_of_file, is_probed, is_right_or_refused,
     lie_in_each_field, open_bytes, open_file, our_data, qemu_reads, read_all, with,
 };
 
@@ -368,6 +368,17 @@ fn each_lie_is_named() {
         let error = error_of(&VHDX, &bytes);
         assert_eq!(error.kind(), kind, "{word}: {error}");
         assert!(error.to_string().contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn what_was_cut_off_is_told_of() {
+    let disk = disk(3);
+    for options in ["block_size=1M", "subformat=fixed,block_size=1M"] {
+        let image = made(&disk, options);
+        for missing in [1, 4096, MIB, MIB + 1] {
+            a_cut_is_told_of(&VHDX, &image, image.len() - missing, &disk);
+        }
     }
 }
 

@@ -9,8 +9,9 @@ use nbdserve::testing::{Counting, conformance, noise, tools};
 use nbdserve::{ByteRange, Kind};
 
 use crate::tools::{
-    MIB, Made, convert, cx, disk, error_of, error_of_file, is_probed, is_right_or_refused,
-    lie_in_each_field, open_bytes, open_file, our_data, qemu_data, qemu_reads, read_all, with,
+    MIB, Made, a_cut_is_told_of, convert, cx, disk, error_of, error_of_file, is_probed,
+    is_right_or_refused, lie_in_each_field, open_bytes, open_file, our_data, qemu_data, qemu_reads,
+    read_all, with,
 };
 
 const ONE_FILE: &[&str] = &["monolithicSparse", "streamOptimized"];
@@ -363,6 +364,60 @@ fn a_file_that_is_cut_is_corrupt() {
             assert_eq!(error.kind(), Kind::Corrupt, "{subformat} {len}: {error}");
         }
     }
+}
+
+#[test]
+fn what_was_cut_off_is_told_of() {
+    let disk = disk(3);
+    for subformat in ONE_FILE {
+        let image = made(&disk, subformat).bytes();
+        let first = table(&image);
+        let entries = (first..first + 4 * 48).step_by(4);
+        let last = entries.map(|at| le32(&image, at)).max().unwrap() * 512;
+        for len in [last, last + 600, last - 1] {
+            a_cut_is_told_of(&VMDK, &image, len, &disk);
+        }
+    }
+}
+
+/// A directory of nothing, as long as a sparse file may be, is not looked at to its end.
+#[test]
+fn the_tables_of_a_disk_that_is_too_large_are_not_all_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vmdk");
+    let mut image = made(&disk(3), "monolithicSparse").bytes();
+    // Grains of 512 bytes, tables of one entry: 2^41 bytes take a directory of 16 GiB.
+    let capacity = 1_u64 << 32;
+    image[12..20].copy_from_slice(&capacity.to_le_bytes());
+    image[20..28].copy_from_slice(&1_u64.to_le_bytes());
+    image[44..48].copy_from_slice(&1_u32.to_le_bytes());
+    // Where the file has ended, no copy of it.
+    image[8..12].copy_from_slice(&1_u32.to_le_bytes());
+    let directory = (image.len() as u64).div_ceil(512);
+    image[56..64].copy_from_slice(&directory.to_le_bytes());
+    fs::write(&path, image).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(directory * 512 + capacity * 4).unwrap();
+    let volume = open_file(&VMDK, &path).unwrap();
+    assert_eq!(volume.size(), capacity * 512);
+    let begun = std::time::Instant::now();
+    assert!(volume.notes().is_empty());
+    let took = begun.elapsed();
+    assert!(took.as_secs() < 60, "{took:?}");
+}
+
+#[test]
+fn an_extent_that_was_cut_off_is_named() {
+    let part = made(&disk(3), "monolithicSparse").bytes();
+    let sectors = 3 * MIB / 512;
+    let one = format!("RW {sectors} SPARSE \"a.vmdk\"\nRW {sectors} SPARSE \"b.vmdk\"\n");
+    let cut = &part[..part.len() - 100];
+    let (_dir, path) = described(&one, &[("a.vmdk", &part), ("b.vmdk", cut)]);
+    let notes = open_file(&VMDK, &path).unwrap().notes();
+    assert!(
+        notes.len() == 1 && notes[0].starts_with("extent 2: the file was cut off"),
+        "{notes:?}"
+    );
 }
 
 /// A folder with a descriptor of these extents, and these files.

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use nbdserve::layer;
 use nbdserve::testing::{Rng, noise};
-use nbdserve::{Cx, Volume};
+use nbdserve::{Cx, Kind, Volume, plan};
 
 use crate::open;
 use crate::server::{File, Server};
@@ -108,4 +108,42 @@ fn the_first_pass_over_a_gzip_file_makes_longer_and_longer_requests() {
     assert!(ranges.len() <= 12, "{} requests: {ranges:?}", ranges.len());
     let longest = ranges.iter().map(|(first, last)| last + 1 - first).max();
     assert!(longest > Some(8 * MIB), "{ranges:?}");
+}
+
+/// Where nothing tells one version of a file from another, some places of it are looked at, all of them
+/// at about the same time.
+#[test]
+fn a_cow_file_for_a_remote_image_looks_at_few_places() {
+    let mut file = File::new(noise(64 * MIB, 3));
+    file.etag = None;
+    let server = Server::of(&file);
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let resolve = |server: &Server| {
+        let http = Volume::new(open(&server.url("/disk")).unwrap());
+        let request = plan::Request {
+            layers: vec!["raw".parse().unwrap()],
+            pick: plan::Pick::Disk,
+            purpose: plan::Purpose::Bytes,
+            cow: Some(plan::LayerSpec::cow(Some(&kept))),
+        };
+        let cx = Cx::new(16 << 20);
+        plan::resolve(http, "disk", &request, &|_, _| None, &cx)
+    };
+    resolve(&server).unwrap().volume.close().unwrap();
+    let requests = server.asked().len();
+    assert!(requests <= 25, "{requests}");
+    assert!(
+        server
+            .asked()
+            .iter()
+            .any(|asked| asked.all_ranges().len() > 9)
+    );
+    // Another file of the same size is noticed by one of them.
+    let mut other = file.clone();
+    let mut bytes = other.bytes.to_vec();
+    bytes[32 * MIB + 5] ^= 1;
+    other.bytes = bytes.into();
+    let error = resolve(&Server::of(&other)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Changed, "{error}");
 }

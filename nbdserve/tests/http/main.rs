@@ -12,6 +12,7 @@ mod kept;
 mod layers;
 mod opening;
 mod qcow2;
+mod readers;
 mod reading;
 mod redirects;
 mod server;

@@ -8,7 +8,8 @@ use nbdserve::testing::{Rng, conformance, noise};
 use nbdserve::{ByteRange, Cx, Device, Volume};
 use proptest::prelude::*;
 
-use crate::server::{File, Server, Step};
+use crate::readers::{Readers, assert_reads};
+use crate::server::{Asked, File, Server, Step};
 use crate::{open, options, read};
 
 const KIB: usize = 1 << 10;
@@ -229,9 +230,8 @@ proptest! {
         // How many of three answers break off somewhere.
         broken in 0usize..3,
     ) {
-        let bytes = noise(len, seed);
-        let file = File::new(bytes.clone());
-        let server = Server::start(move |asked| {
+        let all = Readers { len, seed, memory, count: readers, turns: 30 };
+        let serve = move |file: &File, asked: &Asked| {
             let reply = file.serve(asked);
             let mut rng = Rng::new(seed ^ asked.number as u64);
             Some(if asked.number % 3 < broken && asked.number > 0 {
@@ -239,27 +239,14 @@ proptest! {
             } else {
                 reply
             })
-        });
-        let options = HttpOptions { memory, ..options() };
-        let http = Http::open(&server.url("/disk"), &options, &Cx::new(0)).unwrap();
-        let start = Barrier::new(readers as usize);
-        std::thread::scope(|scope| {
-            for reader in 0..readers {
-                let (http, bytes, start) = (&http, &bytes, &start);
-                scope.spawn(move || {
-                    let mut rng = Rng::new(seed.wrapping_add(reader));
-                    start.wait();
-                    for _ in 0..30 {
-                        let range = rng.range(bytes.len() as u64, 600_000);
-                        if rng.below(4) == 0 {
-                            http.will_need(range);
-                        }
-                        if !range.is_empty() {
-                            let (start, end) = (range.start() as usize, range.end() as usize);
-                            assert!(read(http, start, end - start) == bytes[start..end]);
-                        }
-                    }
-                });
+        };
+        all.run(serve, |http, bytes, rng| {
+            let range = rng.range(bytes.len() as u64, 600_000);
+            if rng.below(4) == 0 {
+                http.will_need(range);
+            }
+            if !range.is_empty() {
+                assert_reads(http, bytes, range);
             }
         });
     }

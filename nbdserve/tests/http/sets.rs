@@ -1,14 +1,15 @@
 //! Several ranges with one request: `multipart/byteranges`, and servers that do not send it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, LazyLock};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use nbdserve::source::{Http, HttpOptions};
+use nbdserve::source::Http;
 use nbdserve::testing::{Rng, noise};
 use nbdserve::{ByteRange, Cx, Device, Kind};
 use proptest::prelude::*;
 
+use crate::readers::{Readers, assert_reads};
 use crate::server::{Asked, File, Reply, Server, Step};
 use crate::{open, options, read};
 
@@ -35,11 +36,7 @@ fn scattered(count: usize) -> Vec<ByteRange> {
 /// Reads each range after the hint and compares it.
 fn read_all(http: &Http, bytes: &[u8], ranges: &[ByteRange]) {
     for range in ranges {
-        let (start, end) = (range.start() as usize, range.end() as usize);
-        assert!(
-            read(http, start, end - start) == bytes[start..end],
-            "{range}"
-        );
+        assert_reads(http, bytes, *range);
     }
 }
 
@@ -474,10 +471,9 @@ proptest! {
         sort in 0u64..6,
         often in 0u64..8,
     ) {
-        let bytes = noise(len, seed);
-        let file = File::new(bytes.clone());
+        let all = Readers { len, seed, memory, count: 4, turns: 12 };
         let count = AtomicUsize::new(0);
-        let server = Server::start(move |asked| {
+        let serve = move |file: &File, asked: &Asked| {
             let reply = file.serve(asked);
             let ranges = asked.all_ranges();
             let mut rng = Rng::new(seed ^ count.fetch_add(1, Ordering::Relaxed) as u64);
@@ -501,26 +497,13 @@ proptest! {
                 (4, _) => Some(file.whole()),
                 _ => Some(Reply::status(400)),
             }
-        });
-        let options = HttpOptions { memory, ..options() };
-        let http = Http::open(&server.url("/disk"), &options, &Cx::new(0)).unwrap();
-        let start = Barrier::new(4);
-        std::thread::scope(|scope| {
-            for reader in 0..4 {
-                let (http, bytes, start) = (&http, &bytes, &start);
-                scope.spawn(move || {
-                    let mut rng = Rng::new(seed.wrapping_add(reader));
-                    start.wait();
-                    for _ in 0..12 {
-                        let count = rng.below(20);
-                        let ranges = (0..count).map(|_| rng.range(bytes.len() as u64, 20_000));
-                        let ranges = ranges.filter(|range| !range.is_empty());
-                        let ranges: Vec<_> = ranges.collect();
-                        http.will_need_parts(&ranges);
-                        read_all(http, bytes, &ranges);
-                    }
-                });
-            }
+        };
+        all.run(serve, |http, bytes, rng| {
+            let count = rng.below(20);
+            let ranges = (0..count).map(|_| rng.range(bytes.len() as u64, 20_000));
+            let ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+            http.will_need_parts(&ranges);
+            read_all(http, bytes, &ranges);
         });
     }
 }

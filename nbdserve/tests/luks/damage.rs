@@ -289,7 +289,10 @@ fn what_cannot_be_opened_is_refused_by_name() {
     );
     let integrity = "\"type\":\"crypt\",\"integrity\":{\"type\":\"hmac(sha256)\",\
                      \"journal_encryption\":\"none\",\"journal_integrity\":\"none\"}";
-    unsupported(segment, integrity, "integrity (hmac(sha256))");
+    unsupported(segment, integrity, "integrity \"hmac(sha256)\"");
+    let error = open(&replaced(&good, segment, integrity), PASS).unwrap_err();
+    let hint = error.report().hint.unwrap();
+    assert!(hint.contains("cryptsetup open"), "{hint}");
     let moving = "\"type\":\"crypt\",\"flags\":[\"backup-previous\"]";
     unsupported(segment, moving, "reencryption is in progress");
     let config = "\"config\":{";

@@ -117,7 +117,7 @@ fn a_long_key_of_any_bytes_opens() {
 #[test]
 fn wrong_answers_are_asked_again_until_there_are_no_more() {
     let dir = Dir::new();
-    let image = Memory::volume(dir.luks2(DATA, &["--label=the \x1b[31m label"]));
+    let image = Memory::volume(dir.luks2(DATA, &["--label=the \x1b[31m \"label\""]));
     let with = |answers: &[&'static [u8]]| {
         let answers = Arc::new(Answers {
             answers: answers.to_vec(),
@@ -137,7 +137,7 @@ fn wrong_answers_are_asked_again_until_there_are_no_more() {
     );
     let what = &asked[0].what;
     let uuid = what
-        .strip_prefix("LUKS2 \"the \\u{1b}[31m label\" (")
+        .strip_prefix("LUKS2 \"the \\u{1b}[31m \\\"label\\\"\" (")
         .unwrap();
     assert_eq!(uuid.len(), 37, "{what}");
     let (result, asked) = with(&[b"wrong", b"wronger"]);

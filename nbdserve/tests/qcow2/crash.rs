@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use nbdserve::source::{File, Memory, OpenMode};
 use nbdserve::testing::{Faulty, Recorder, Rng, conformance, noise};
-use nbdserve::{ByteRange, Kind, Result, Volume, ZeroOpts};
+use nbdserve::{ByteRange, Cx, Kind, Result, Volume, ZeroOpts};
 
 use crate::consistency;
 use crate::images::{Folder, MIB, cx, open_on};
 
 const SECTOR: usize = 512;
+/// That of the images that are encrypted.
+const PASSPHRASE: &str = "swordfish";
 
 /// What one operation did to the bytes of a disk.
 #[derive(Clone, Debug)]
@@ -130,11 +132,20 @@ impl Allowed {
 /// Fails when qemu-img finds more than leaks.
 fn check_by_qemu(folder: &Folder, name: &str, what: &str) {
     let mut command = nbdserve::testing::tools::command("qemu-img");
-    let output = command
-        .args(["check"])
-        .arg(folder.path(name))
-        .output()
-        .unwrap();
+    let path = folder.path(name);
+    // It looks for data files in the folder that it is in.
+    command.current_dir(folder.path(""));
+    if std::fs::read(&path).unwrap()[32..36] == [0, 0, 0, 2] {
+        let secret = format!("secret,id=s,data={PASSPHRASE}");
+        let image = format!(
+            "driver=qcow2,encrypt.key-secret=s,file.filename={}",
+            path.display()
+        );
+        command.args(["check", "--object", &secret, "--image-opts", &image]);
+    } else {
+        command.arg("check").arg(path);
+    }
+    let output = command.output().unwrap();
     let code = output.status.code();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -146,6 +157,8 @@ fn check_by_qemu(folder: &Folder, name: &str, what: &str) {
 
 /// What happened to an image, with the moments at which it did.
 struct Story {
+    /// It is opened with this.
+    cx: Cx,
     recorder: Recorder,
     /// A change, and how many events there were before and after it.
     changes: Vec<(usize, Change, usize)>,
@@ -154,11 +167,12 @@ struct Story {
 
 impl Story {
     /// Writes to `image` at random.
-    fn of(folder: &Folder, changes: u64, longest: u64, seed: u64) -> Self {
+    fn of(folder: &Folder, cx: Cx, changes: u64, longest: u64, seed: u64) -> Self {
         let path = folder.path("image");
         let (below, recorder) = Recorder::volume(std::fs::read(&path).unwrap());
-        let volume = open_on(&below, &path, &[], &cx()).unwrap();
+        let volume = open_on(&below, &path, &[], &cx).unwrap();
         let mut story = Self {
+            cx,
             before: conformance::read_all(&volume),
             recorder,
             changes: Vec::new(),
@@ -199,7 +213,7 @@ impl Story {
             folder.raw("cut", &image);
             check_by_qemu(folder, "cut", what);
         }
-        let volume = open_on(&Memory::volume(image), &path, &[], &cx()).unwrap();
+        let volume = open_on(&Memory::volume(image), &path, &[], &self.cx).unwrap();
         let found = conformance::read_all(&volume);
         self.allowed(events).judge(&found, what);
     }
@@ -228,7 +242,7 @@ impl Story {
 fn cut(make: impl Fn(&Folder), changes: u64, longest: u64, cuts: u64) {
     let folder = Folder::new();
     make(&folder);
-    Story::of(&folder, changes, longest, 1).cut(&folder, cuts);
+    Story::of(&folder, cx(), changes, longest, 1).cut(&folder, cuts);
 }
 
 fn create(folder: &Folder, options: &str, size: usize) {
@@ -291,6 +305,27 @@ fn an_image_of_the_second_version() {
         folder.img(&["convert", "-O", "qcow2", "-o", options, "raw", "image"]);
     };
     cut(make, 100, 20_000, 100);
+}
+
+/// The key is derived for each cut, so there are fewer.
+#[test]
+fn an_image_that_is_encrypted() {
+    let folder = Folder::new();
+    let size = MIB.to_string();
+    folder.img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "--object",
+        &format!("secret,id=s,data={PASSPHRASE}"),
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,cluster_size=4096",
+        "image",
+        &size,
+    ]);
+    let cx = crate::encrypted::cx_with(PASSPHRASE);
+    Story::of(&folder, cx, 60, 30_000, 1).cut(&folder, 20);
 }
 
 /// The checker finds what qemu-img finds.
@@ -380,11 +415,22 @@ fn the_process_that_is_killed() {
 
 #[test]
 fn a_process_is_killed_at_any_moment() {
-    for options in ["cluster_size=65536", "cluster_size=4096,extended_l2=off"] {
+    for options in [
+        "cluster_size=65536",
+        "cluster_size=4096",
+        "cluster_size=16k,extended_l2=on",
+        "data_file=data",
+        "data_file=data,data_file_raw=on",
+    ] {
         let folder = Folder::new();
         folder.disk(KILLED_DISK, 8);
-        let options = ["-o", options, "raw", "image"];
-        folder.img(&[&["convert", "-c", "-O", "qcow2"][..], &options].concat());
+        if options.starts_with("data_file") {
+            create(&folder, options, KILLED_DISK);
+            folder.img(&["convert", "-n", "-O", "qcow2", "raw", "image"]);
+        } else {
+            let options = ["-o", options, "raw", "image"];
+            folder.img(&[&["convert", "-c", "-O", "qcow2"][..], &options].concat());
+        }
         let mut allowed = Allowed::of(&folder.oracle("image", &[]));
         let mut next = 0;
         for kill in 0..12 {

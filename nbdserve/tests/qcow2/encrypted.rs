@@ -9,7 +9,7 @@ use nbdserve::{ByteRange, Cx, Kind};
 
 use crate::images::{Folder, MIB, cx};
 
-fn cx_with(passphrase: &str) -> Cx {
+pub(crate) fn cx_with(passphrase: &str) -> Cx {
     let mut cx = cx();
     cx.secrets = Arc::new(OneSecret(Secret::new(passphrase.as_bytes().to_vec())));
     cx
@@ -190,12 +190,55 @@ fn a_luks_header_that_is_elsewhere() {
     let mut bytes = good.clone();
     bytes[35] = 1;
     assert_eq!(open(&bytes).unwrap_err().kind(), Kind::Unsupported);
+    bytes[35] = 0;
+    let error = open(&bytes).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.to_string().contains("is not encrypted"), "{error}");
     let volume = open(&good).unwrap();
     let extents = volume
         .extents(ByteRange::between(0, volume.size()))
         .unwrap();
     assert!(extents.runs().iter().all(|run| run.flags.hole));
     assert!(read_all(&volume).iter().all(|byte| *byte == 0));
+}
+
+/// Remembers what it was asked for.
+#[derive(Debug)]
+struct Asked(std::sync::Mutex<Vec<String>>);
+
+impl nbdserve::secret::Secrets for Asked {
+    fn answer(&self, question: &nbdserve::secret::Question) -> nbdserve::Result<Secret> {
+        let mut asked = self.0.lock().unwrap();
+        asked.push(question.what.clone());
+        let answers = ["swordfish", "wrong", "goldfish"];
+        let answer = answers.get(asked.len() - 1);
+        let none = || nbdserve::Error::new(Kind::Secret, "no more of them");
+        let answer = answer.ok_or_else(none)?;
+        Ok(Secret::new(answer.as_bytes().to_vec()))
+    }
+}
+
+#[test]
+fn each_file_of_a_chain_is_asked_for_by_its_name() {
+    let folder = Folder::new();
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    for (name, secret, backing) in [
+        ("base", "goldfish", ""),
+        ("top", "swordfish", ",backing_file=base,backing_fmt=qcow2"),
+    ] {
+        let object = format!("secret,id=s,data={secret}");
+        let options = format!("{options}{backing}");
+        let create = ["create", "-q", "-u", "-f", "qcow2", "--object", &object];
+        folder.img(&[&create[..], &["-o", &options, name, "1M"]].concat());
+    }
+    let asked = Arc::new(Asked(std::sync::Mutex::default()));
+    let mut cx = cx();
+    cx.secrets = asked.clone();
+    let volume = folder.open_with("top", &[], &cx).unwrap();
+    assert!(read_all(&volume).iter().all(|byte| *byte == 0));
+    let top = "the qcow2 image \"top\" (LUKS)";
+    let base = "the qcow2 image \"base\" (LUKS)";
+    assert_eq!(*asked.0.lock().unwrap(), [top, base, base]);
 }
 
 /// Written by us, read by qemu, and the other way round.

@@ -121,11 +121,26 @@ fn a_file_that_is_cut_anywhere_is_never_read_wrong() {
     let file = image();
     for len in (0..200).chain((200..file.len()).step_by(509)) {
         let file = &file[..len];
-        let Ok(volume) = open(file) else {
-            assert!(len < L1 + 8, "{len}");
-            continue;
+        let volume = match open(file) {
+            Ok(volume) => volume,
+            Err(error) => {
+                assert!(len < L1 + 8, "{len}");
+                // Without the magic it is another format.
+                let hint = error.report().hint.unwrap_or_default();
+                assert!(
+                    len < 4 || hint.contains("download it again"),
+                    "{len}: {error:?}"
+                );
+                continue;
+            }
         };
         assert!(len >= L1 + 8, "{len}");
+        let lost = (0..16).any(|number| {
+            let at = number * CLUSTER;
+            volume.read_vec(at as u64, CLUSTER).is_err()
+        });
+        let notes = volume.notes().join("; ");
+        assert_eq!(notes.contains("was cut off"), lost, "{len}: {notes}");
         for number in 0..16 {
             let at = number * CLUSTER;
             let found = volume.read_vec(at as u64, CLUSTER);
@@ -143,6 +158,8 @@ fn a_file_that_is_cut_anywhere_is_never_read_wrong() {
                 Err(error) => {
                     assert!(cut || len < L2 + CLUSTER, "{len}: {error:?}");
                     assert_eq!(error.kind(), Kind::Corrupt);
+                    let hint = error.report().hint.unwrap_or_default();
+                    assert!(hint.contains("download it again"), "{len}: {error:?}");
                 }
             }
         }
@@ -607,4 +624,70 @@ fn probing_knows_the_magic_and_tells_more() {
     assert_eq!(probe(&file), Verdict::No);
     file[0] = 0;
     assert_eq!(probe(&file), Verdict::No);
+}
+
+/// Whatever is wrong with its tables, an image that is written to is refused or written: no panic, no
+/// end of memory, no error that blames the disk, and what was written and not refused is read again.
+#[test]
+fn damaged_images_are_written_or_refused() {
+    use nbdserve::testing::{Recorder, Rng, noise};
+    let kinds = [
+        Kind::Corrupt,
+        Kind::Unsupported,
+        Kind::NotThisFormat,
+        Kind::Limit,
+        Kind::NoSpace,
+    ];
+    let mut written = 0;
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let mut file = image();
+        for _ in 0..=rng.below(3) {
+            let place = match rng.below(4) {
+                0 => rng.below(112),
+                1 => CLUSTER as u64 + rng.below(16),
+                2 => 2 * CLUSTER as u64 + rng.below(40),
+                _ => L1 as u64 + rng.below(2) * CLUSTER as u64 + rng.below(64),
+            } as usize;
+            file[place] = match rng.below(4) {
+                0 => 0,
+                1 => 0xff,
+                2 => file[place] ^ (1 << rng.below(8)),
+                _ => rng.below(256) as u8,
+            };
+        }
+        let (below, _) = Recorder::volume(file);
+        let what = |error: &Error| format!("seed {seed}: {error:?}");
+        let volume = match (QCOW2.open)(&below, &nbdserve::layer::Args::new(), &cx()) {
+            Ok(volume) => volume,
+            Err(error) => {
+                assert!(kinds.contains(&error.kind()), "{}", what(&error));
+                continue;
+            }
+        };
+        let Some(writer) = volume.writer() else {
+            continue;
+        };
+        let size = volume.size().min(16 * CLUSTER as u64);
+        for step in 0..12 {
+            let range = rng.range(size, 3 * CLUSTER as u64);
+            let bytes = noise(range.len() as usize, step);
+            let done = match rng.below(5) {
+                0 => writer.flush(),
+                1 => writer.trim(range, false),
+                _ => writer.write_at(&bytes, range.start(), false).map(|()| {
+                    let found = volume.read_vec(range.start(), bytes.len());
+                    assert!(found.unwrap() == bytes, "seed {seed}, {range}");
+                    written += 1;
+                }),
+            };
+            if let Err(error) = done {
+                assert!(kinds.contains(&error.kind()), "{}", what(&error));
+            }
+        }
+        if let Err(error) = volume.close() {
+            assert!(kinds.contains(&error.kind()), "{}", what(&error));
+        }
+    }
+    assert!(written > 250, "{written}");
 }

@@ -458,6 +458,28 @@ fn what_must_not_be_written_is_refused_by_name() {
     }
 }
 
+/// Whoever writes remembers where the tables are. What an image says of them takes no memory for it.
+#[test]
+fn tables_that_are_said_to_be_huge_take_no_memory() {
+    use crate::forge::{extensions, image, put32};
+    let folder = Folder::new();
+    for entries in [(32 << 20) / 8 + 1, 0x6900_0004, u32::MAX] {
+        let mut bytes = image();
+        // Its data are elsewhere, or they would be where the table is.
+        put32(&mut bytes, 36, entries);
+        folder.raw("image", &bytes);
+        let error = folder.open_rw("image").unwrap_err();
+        assert_eq!(error.kind(), Kind::Limit, "{error:?}");
+        folder.open("image").unwrap();
+    }
+    // A LUKS header of an image that is not encrypted.
+    let mut bytes = image();
+    let place = [4096_u64.to_be_bytes(), (u64::MAX >> 1).to_be_bytes()].concat();
+    extensions(&mut bytes, &[(0x0537_be77, place)]);
+    folder.raw("image", &bytes);
+    assert_eq!(folder.open_rw("image").unwrap_err().kind(), Kind::Corrupt);
+}
+
 #[test]
 fn a_snapshot_that_is_shown_cannot_be_written() {
     let folder = Folder::new();
@@ -574,4 +596,58 @@ fn a_part_of_a_disk_does_not_grow() {
     assert!(after[2 * MIB..] == disk[2 * MIB..] && after.len() == disk.len());
     std::fs::write(folder.path("image"), &after[MIB..2 * MIB]).unwrap();
     folder.check("image");
+}
+
+/// The refcount of a table is zero, though nothing says that the image is damaged: its place is not
+/// taken for new data. And an L2 entry may point at a table: nothing is written there either.
+#[test]
+fn tables_that_look_free_or_like_data_are_not_overwritten() {
+    use crate::forge::{CLUSTER, COPIED, DATA, L1, L2, image, put64};
+    let folder = Folder::new();
+    let names = ["header", "refcount table", "refcounts", "L1", "L2"];
+    for (cluster, name) in names.into_iter().enumerate() {
+        let good = image();
+        let at = cluster * CLUSTER;
+        for lie in ["free", "data"] {
+            let mut bytes = good.clone();
+            match lie {
+                "free" => bytes[2 * CLUSTER + 2 * cluster + 1] = 0,
+                _ => put64(&mut bytes, L2 + 8, at as u64 | COPIED),
+            }
+            folder.raw("image", &bytes);
+            let volume = folder.open_rw("image").unwrap();
+            let writer = volume.writer().unwrap();
+            // One that is there, or is said to be, and new ones.
+            let mut refused = 0;
+            for at in [CLUSTER, 5 * CLUSTER, 9 * CLUSTER] {
+                match writer.write_at(&noise(CLUSTER, at as u64), at as u64, false) {
+                    Err(error) => {
+                        assert_eq!(error.kind(), Kind::Corrupt, "{name} {lie}: {error:?}");
+                        refused += 1;
+                    }
+                    Ok(()) => assert!(lie == "free" || at != CLUSTER || cluster == 0, "{name}"),
+                }
+            }
+            // The first cluster is never looked at, and nothing points there.
+            assert!(refused > 0 || name == "header", "{name} {lie}");
+            let _ = volume.close();
+            drop(volume);
+            let found = std::fs::read(folder.path("image")).unwrap();
+            let whole = match name {
+                // Entries of its own change; the others are as they were.
+                "refcounts" => 0,
+                "L2" => 8,
+                _ => CLUSTER,
+            };
+            assert!(
+                found[at..at + whole] == bytes[at..at + whole],
+                "{name} {lie}"
+            );
+            assert_eq!(found[L1..L1 + 8], bytes[L1..L1 + 8], "{name} {lie}");
+            assert!(
+                found[DATA + 2 * CLUSTER..][..2 * CLUSTER]
+                    == bytes[DATA + 2 * CLUSTER..][..2 * CLUSTER]
+            );
+        }
+    }
 }

@@ -83,7 +83,7 @@ fn several_images_are_listed_with_what_to_type() {
     assert_eq!(error.kind(), Kind::NotThisFormat);
     let (what, hint) = texts(&error);
     let expected = "tar: 2 files in it may be meant; there are a.img (256 KiB, ext4 \"label\"), \
-                    b\\u{1b}.img (300 KiB, ext4 \"label\")";
+                    \"b\\u{1b}.img\" (300 KiB, ext4 \"label\")";
     assert_eq!(what, expected);
     assert_eq!(hint, "choose one: --layer tar:NAME");
     // As it says; and the plan names by number what cannot be typed.
@@ -102,15 +102,15 @@ fn several_images_are_listed_with_what_to_type() {
     for (spec, what) in [
         (
             "tar:*.img",
-            "tar: several files match \"*.img\"; there are a.img (256 KiB), b\\u{1b}.img (300 KiB)",
+            "tar: several files match \"*.img\"; there are a.img (256 KiB), \"b\\u{1b}.img\" (300 KiB)",
         ),
         (
             "tar:c",
-            "tar: there is no file \"c\" in it; there are a.img (256 KiB), b\\u{1b}.img (300 KiB), text (4 B)",
+            "tar: there is no file \"c\" in it; there are a.img (256 KiB), \"b\\u{1b}.img\" (300 KiB), text (4 B)",
         ),
         (
             "tar:A.img",
-            "tar: there is no file \"A.img\" in it; there are a.img (256 KiB), b\\u{1b}.img (300 KiB), text (4 B)",
+            "tar: there is no file \"A.img\" in it; there are a.img (256 KiB), \"b\\u{1b}.img\" (300 KiB), text (4 B)",
         ),
         ("tar:number=4", "tar: entry 4 is no file in it"),
         ("tar:number=0", "tar: entry 0 is no file in it"),

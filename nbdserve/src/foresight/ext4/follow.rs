@@ -21,18 +21,37 @@ pub(super) struct Followed {
 #[derive(Debug)]
 struct Long {
     runs: Vec<Run>,
+    /// Bytes of it.
+    len: u64,
     /// Bytes from its start that were hinted at.
     told: u64,
     /// The most to hint at at once.
     step: u64,
 }
 
+impl Long {
+    /// All of it was hinted at.
+    fn is_over(&self) -> bool {
+        self.told >= self.len
+    }
+}
+
 impl Followed {
     /// What lies in `runs`, of which the first `told` bytes were hinted at; the others will be, at
     /// most `step` bytes at once.
-    pub(super) fn add(&mut self, runs: Vec<Run>, told: u64, step: u64) {
-        self.all.truncate(MOST.saturating_sub(1));
-        self.all.push_front(Long { runs, told, step });
+    pub(super) fn add(&mut self, runs: Vec<Run>, told: u64, step: u64, block_size: u64) {
+        if self.all.len() >= MOST {
+            // One that was told whole is only there to be recognised.
+            let over = self.all.iter().rposition(Long::is_over);
+            self.all.remove(over.unwrap_or(MOST.saturating_sub(1)));
+        }
+        let len = bytes_of(&runs, block_size);
+        self.all.push_front(Long {
+            runs,
+            len,
+            told,
+            step,
+        });
     }
 
     /// Whether byte `at` of the volume is in, or soon will be, what was hinted at of something that
@@ -54,15 +73,14 @@ impl Followed {
         let block_size = hints.block_size();
         for long in &mut self.all {
             let half = long.told / 2;
-            if furthest(&long.runs, range, block_size).is_none_or(|at| at <= half) {
+            if long.is_over() || furthest(&long.runs, range, block_size).is_none_or(|at| at <= half)
+            {
                 continue;
             }
             let step = long.told.min(long.step);
             hints.add_part(&long.runs, long.told, step);
             long.told = long.told.saturating_add(step);
         }
-        let is_over = |long: &Long| long.told >= bytes_of(&long.runs, block_size);
-        self.all.retain(|long| !is_over(long));
     }
 }
 

@@ -140,7 +140,8 @@ impl Ext4 {
         let told = if len <= WHOLE { len } else { BEGINNING };
         hints.add_part(&runs, 0, told);
         if told < len {
-            self.followed.add(runs, told, FILE_STEP);
+            self.followed
+                .add(runs, told, FILE_STEP, self.layout.block_size);
         }
     }
 
@@ -157,7 +158,8 @@ impl Ext4 {
         };
         if !self.followed.reaches(range.start(), block_size) {
             hints.add_part(&[run], 0, range.len());
-            self.followed.add(vec![run], range.len(), TABLE_STEP);
+            self.followed
+                .add(vec![run], range.len(), TABLE_STEP, block_size);
         }
     }
 
@@ -196,8 +198,8 @@ impl Guide for Ext4 {
                 _ => {}
             }
         }
-        self.table(first, range, &mut hints);
         self.followed.on(range, &mut hints);
+        self.table(first, range, &mut hints);
         if !hints.ranges.is_empty() {
             // It comes along: by itself it would be a request more.
             hints.add(range);

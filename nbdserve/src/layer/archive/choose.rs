@@ -1,6 +1,7 @@
 //! Which file of an archive is meant.
 
 use super::{Archive, File, NAME, NUMBER, Role, glob, is_side_file, printed};
+use crate::error::{escape, quote, quote_if_needed};
 use crate::layer::{Args, Sample};
 use crate::size::format_size;
 use crate::{Cx, Error, Kind, Result};
@@ -87,8 +88,8 @@ impl<'a> Choice<'a> {
             glob::matches(&pattern, &name)
         });
         let Some(first) = found.next() else {
-            let name = printed(name.as_bytes());
-            let what = format!("there is no file \"{name}\" in it");
+            let name = quote(name);
+            let what = format!("there is no file {name} in it");
             let seen = self.candidates().map(unseen);
             return Err(self.error(Kind::OutOfRange, &what, seen));
         };
@@ -96,7 +97,7 @@ impl<'a> Choice<'a> {
             return Ok(first);
         };
         let all = [first, second].into_iter().chain(found).map(unseen);
-        let what = format!("several files match \"{}\"", printed(name.as_bytes()));
+        let what = format!("several files match {}", quote(name));
         Err(self.error(Kind::OutOfRange, &what, all))
     }
 
@@ -117,7 +118,7 @@ impl<'a> Choice<'a> {
             files.find(|file| file.number == wanted)
         });
         found.ok_or_else(|| {
-            let number = printed(number.as_bytes());
+            let number = quote_if_needed(number);
             let what = format!("entry {number} is no file in it");
             Error::new(Kind::OutOfRange, what)
         })
@@ -222,7 +223,7 @@ impl<'a> Choice<'a> {
         let name = name.filter(|name| {
             let found = self.exactly(name);
             found.is_some_and(|found| found.number == file.number)
-                && printed(file.name) == **name
+                && escape(name) == *name
                 && !name.is_empty()
         });
         match name {

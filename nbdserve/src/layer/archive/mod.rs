@@ -19,7 +19,7 @@ pub(crate) use exercise::exercise;
 pub(super) use reader::{Allowance, Reader};
 
 use super::{Args, LayerType, Param, tar, zip};
-use crate::error::escape;
+use crate::error::{escape, quote_if_needed};
 use crate::{ByteRange, Cx, Result, Volume};
 
 /// The layers that are archives.
@@ -136,12 +136,13 @@ pub(super) fn open(archive: &ArchiveType, below: &Volume, args: &Args, cx: &Cx) 
 
 /// The name of a file's volume: `tar:disk.img`.
 pub(super) fn volume_name(layer: &str, name: &[u8]) -> String {
-    format!("{layer}:{}", printed(name))
+    let name = String::from_utf8_lossy(glob::trimmed(name));
+    format!("{layer}:{}", escape(&name))
 }
 
 /// A name for a message.
 pub(super) fn printed(name: &[u8]) -> String {
-    escape(&String::from_utf8_lossy(glob::trimmed(name)))
+    quote_if_needed(&String::from_utf8_lossy(glob::trimmed(name)))
 }
 
 /// A name as a key: two entries with the same one are the same file.

@@ -7,6 +7,8 @@ use super::wrapped::{Failure, Wrapped};
 use crate::cache::{Decode, Job};
 use crate::layer::decoded::Layout;
 use crate::layer::input::Input;
+use crate::layer::numbered;
+use crate::layer::scan::wide;
 use crate::{ByteRange, Error, Kind, Result, Volume};
 
 /// Bytes per request to the volume below.
@@ -39,23 +41,15 @@ impl Decode for Bzip2Blocks {
     }
 
     fn describe(&self, number: u64) -> String {
-        self.group(number).map_or_else(
-            || format!("block {number}"),
-            |group| {
-                format!(
-                    "block {number} at {} (bytes {}..{} of the image)",
-                    byte(group.at),
-                    group.start,
-                    group.start.saturating_add(group.len)
-                )
-            },
-        )
+        let group = self.group(number);
+        let place = group.map(|group| (byte(group.at), group.decoded()));
+        numbered::called(number, place)
     }
 
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {
         let group = self
             .group(number)
-            .ok_or_else(|| Error::new(Kind::OutOfRange, format!("there is no block {number}")))?;
+            .ok_or_else(|| numbered::missing(number))?;
         if !job.start(group.decoder_memory().saturating_add(INPUT))? {
             return Ok(());
         }
@@ -77,11 +71,11 @@ impl Layout for Bzip2Blocks {
     }
 
     fn count(&self) -> u64 {
-        u64::try_from(self.index.count()).unwrap_or(u64::MAX)
+        wide(self.index.count())
     }
 
     fn find(&self, offset: u64) -> u64 {
-        u64::try_from(self.index.find(offset)).unwrap_or(u64::MAX)
+        wide(self.index.find(offset))
     }
 
     fn encoded(&self, number: u64) -> u64 {

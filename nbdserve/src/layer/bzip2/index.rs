@@ -2,7 +2,7 @@
 
 use super::header::{BLOCK_MOST, combine};
 use super::wrapped::decoder_memory;
-use crate::{Error, Kind, Result};
+use crate::{ByteRange, Error, Kind, Result};
 
 /// Blocks of a stream are taken together until they have this many decoded bytes: small ones are
 /// not worth the bookkeeping, those of `bzip2 -9` are.
@@ -37,6 +37,11 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Their decoded bytes.
+    pub(super) fn decoded(&self) -> ByteRange {
+        ByteRange::between(self.start, self.start.saturating_add(self.len))
+    }
+
     /// The bit behind the last block.
     pub(super) fn end(&self) -> u64 {
         self.at.saturating_add(self.bits)

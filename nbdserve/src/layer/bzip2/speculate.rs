@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::scan::Span;
 use super::wrapped::{Failure, Wrapped};
 use crate::cache::{Priority, Sink};
+use crate::layer::recent::Recent;
 use crate::{Cx, Error, Kind, Result};
 
 /// A wait looks this often whether it was cancelled.
@@ -15,8 +16,6 @@ const LOOK: Duration = Duration::from_millis(50);
 const PIECE: usize = 256 << 10;
 /// A block of zeroes is encoded in some forty bytes; longer ones are not remembered.
 const ALIKE_LONGEST: u64 = 8 << 10;
-/// So many are remembered: mostly there is one.
-const ALIKE_MOST: usize = 8;
 
 /// A block that is to be decoded by itself.
 #[derive(Debug)]
@@ -147,7 +146,7 @@ impl Encoded {
 /// What blocks look like that were found to be zero: a block depends on its bits and on the level of
 /// its stream, so others like it need not be decoded. A disk that is mostly empty has thousands.
 #[derive(Debug, Default)]
-pub(super) struct Alike(Mutex<Vec<Zero>>);
+pub(super) struct Alike(Mutex<Recent<Zero>>);
 
 #[derive(Debug)]
 struct Zero {
@@ -159,10 +158,8 @@ struct Zero {
 
 impl Alike {
     fn find(&self, level: u8, bits: &[u8]) -> Option<Vec<Piece>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let zero = known
-            .iter()
-            .find(|zero| zero.level == level && zero.bits == bits)?;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let zero = known.find(|zero| zero.level == level && zero.bits == bits)?;
         Some(zero.pieces.iter().map(|len| Piece::Zero(*len)).collect())
     }
 
@@ -178,13 +175,11 @@ impl Alike {
             return;
         };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() < ALIKE_MOST {
-            known.push(Zero {
-                level,
-                bits,
-                pieces,
-            });
-        }
+        known.add(Zero {
+            level,
+            bits,
+            pieces,
+        });
     }
 }
 

@@ -5,12 +5,14 @@ use std::fmt;
 use twox_hash::XxHash3_64;
 
 use super::header::{Header, State, cut_name, fitted};
-use crate::{Access, Error, Kind, Result, Volume};
+use crate::{Access, ByteRange, Error, Kind, Result, Volume};
 
 /// Bytes at both ends that are looked at.
 const ENDS: u64 = 64 << 10;
 /// Of an image that nothing else tells from others, so many places more are looked at.
 const PLACES: u64 = 256;
+/// The same where each place costs a request over a network.
+const FAR_PLACES: u64 = 16;
 /// Bytes at each.
 const PLACE_LEN: u64 = 4096;
 
@@ -23,7 +25,7 @@ pub struct Base {
     pub identity: Option<String>,
     /// The layers between the source and the cow layer.
     pub layers: String,
-    /// Whether the source is on this machine, so that looking at it costs little.
+    /// Whether the source is on this machine, so that looking at many places of it costs little.
     pub is_local: bool,
     /// Whether other files have a part in it, of which the identity tells nothing.
     pub has_others: bool,
@@ -68,17 +70,32 @@ impl Base {
         // Elsewhere that would cost decoding.
         if below.geometry().access == Access::Random {
             add(size.saturating_sub(ENDS), ENDS)?;
-            if (self.identity.is_none() || self.has_others) && self.is_local {
-                for place in 1..PLACES {
-                    let at = u128::from(size).saturating_mul(u128::from(place));
-                    add(
-                        u64::try_from(at.checked_div(u128::from(PLACES)).unwrap_or(0)).unwrap_or(0),
-                        PLACE_LEN,
-                    )?;
+            if self.identity.is_none() || self.has_others {
+                let places = self.places(size);
+                let parts = places
+                    .iter()
+                    .filter_map(|at| ByteRange::new(*at, PLACE_LEN));
+                below.will_need_parts(&parts.collect::<Vec<_>>());
+                for at in places {
+                    add(at, PLACE_LEN)?;
                 }
             }
         }
         Ok(sum)
+    }
+
+    /// The places between the ends of a disk of `size` bytes that are looked at.
+    fn places(&self, size: u64) -> Vec<u64> {
+        let count = match self.is_local {
+            true => PLACES,
+            false => FAR_PLACES,
+        };
+        let place = |number: u64| {
+            let at = u128::from(size).saturating_mul(u128::from(number));
+            let at = at.checked_div(u128::from(count)).unwrap_or(0);
+            u64::try_from(at).unwrap_or(0)
+        };
+        (1..count).map(place).collect()
     }
 
     /// Notes in a header that it goes with this.

@@ -10,6 +10,7 @@ use super::base::Base;
 use super::header::State as FileState;
 use super::kept::Kept;
 use super::map::State;
+use crate::error::shell;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume, ZeroOpts};
 
 /// Bytes that are copied at once.
@@ -42,7 +43,7 @@ pub fn commit(
         let what = format!("the layer {} cannot be written to", below.name());
         return Err(Error::new(Kind::ReadOnly, what).hint(format!(
             "make a copy with the changes in it: loopmount --fuse --cow={} IMAGE FILE; cp FILE NEW",
-            path.display()
+            shell(&path.display().to_string())
         )));
     };
     kept.set_state(FileState::Committing)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::Errno;
 
+use crate::error::shell;
 use crate::{ByteRange, Error, Kind, Result};
 
 /// A lock that is held for longer is somebody's.
@@ -79,7 +80,8 @@ impl OnDisk {
             Err(Errno::WOULDBLOCK) => {
                 let what = format!("{shown} is in use by another mount");
                 return Err(Error::new(Kind::Denied, what).hint(format!(
-                    "loopmount --list shows what is mounted; fuser -v '{shown}' names the process"
+                    "loopmount --list shows what is mounted; fuser -v {} names the process",
+                    shell(&shown.to_string())
                 )));
             }
             // A file system without locks.

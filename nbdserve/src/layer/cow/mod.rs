@@ -28,7 +28,7 @@ pub use medium::Medium;
 
 use super::{Args, LayerType, Param, Sample, Verdict};
 use crate::bytes::{from_hex, hex};
-use crate::error::escape;
+use crate::error::{escape, shell};
 use crate::size::format_size;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 use device::Cow;
@@ -158,6 +158,7 @@ fn opened(below: &Volume, kept: Kept, map: Map) -> Result<(Volume, Option<String
             base => base,
         };
         let what = format!("the commit of {name} to {base} was begun and not finished");
+        let (name, base) = (shell(name), shell(base));
         return Err(Error::new(Kind::Denied, what).hint(format!(
             "loopmount --commit --cow={name} {base} finishes it"
         )));

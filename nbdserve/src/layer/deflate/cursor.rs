@@ -2,8 +2,11 @@
 
 use crc32fast::Hasher;
 
+use super::blank::blank;
 use super::feed::{Beat, Feed};
+use super::zeroes::Zeroes;
 use super::{Framing, Seen, Source};
+use crate::layer::cut::cut_off;
 use crate::sys::zlib::{Failure, Inflate, Place, Stop, WINDOW};
 use crate::{ByteRange, Error, Kind, Result};
 
@@ -47,6 +50,7 @@ pub(crate) struct Cursor<'a, F: Framing> {
     part: Hasher,
     /// Of the bytes since [`Self::take_crc`].
     span: Hasher,
+    zeroes: Zeroes,
 }
 
 impl<'a, F: Framing> Cursor<'a, F> {
@@ -59,6 +63,7 @@ impl<'a, F: Framing> Cursor<'a, F> {
             stream: None,
             part: Hasher::new(),
             span: Hasher::new(),
+            zeroes: Zeroes::default(),
         }
     }
 
@@ -68,6 +73,13 @@ impl<'a, F: Framing> Cursor<'a, F> {
     /// # Errors
     /// `Corrupt` when there is no byte; what the volume below or `beat` says.
     pub(crate) fn enter(&mut self, skip: u8, window: &[u8], beat: Beat<'_>) -> Result<()> {
+        self.go_on(skip, window, beat)?;
+        self.stream = Some(Stream { whole: None });
+        Ok(())
+    }
+
+    /// As [`Self::enter`], in the stream that is being decoded.
+    fn go_on(&mut self, skip: u8, window: &[u8], beat: Beat<'_>) -> Result<()> {
         let (mut bits, mut byte) = (0, 0);
         if skip > 0 {
             let first = self.feed.array::<1>(beat)?;
@@ -76,9 +88,44 @@ impl<'a, F: Framing> Cursor<'a, F> {
         }
         self.inflate
             .enter(bits, byte, window)
-            .map_err(|failure| self.failed(failure))?;
-        self.stream = Some(Stream { whole: None });
-        Ok(())
+            .map_err(|failure| self.failed(failure))
+    }
+
+    /// Where decoding has come to a boundary, at `bit`, behind the window `zeroes`, which is whole and
+    /// all zero: goes over the blocks that decode to more of that, until there are `most` bytes.
+    /// How many there are, and at which bit the next block begins; `None` where there is none of them.
+    ///
+    /// # Errors
+    /// What the volume below or `beat` says.
+    pub(crate) fn skip_zeroes(
+        &mut self,
+        bit: u64,
+        most: u64,
+        zeroes: &[u8; WINDOW],
+        beat: Beat<'_>,
+    ) -> Result<Option<(u64, u64)>> {
+        let ahead = self.feed.at().saturating_sub(bit / 8);
+        let ahead = usize::try_from(ahead).unwrap_or(usize::MAX);
+        if !self.feed.back(ahead) {
+            return Ok(None);
+        }
+        // Below eight.
+        let skip = u8::try_from(bit % 8).unwrap_or(0);
+        let found = blank(self.feed.bytes(), skip, most);
+        if found.bits == 0 {
+            self.feed.consume(ahead);
+            return Ok(None);
+        }
+        let next = bit.saturating_add(found.bits);
+        let over = (next / 8).saturating_sub(bit / 8);
+        self.feed
+            .consume(usize::try_from(over).unwrap_or(usize::MAX));
+        self.go_on(u8::try_from(next % 8).unwrap_or(0), zeroes, beat)?;
+        self.fold();
+        let crc32 = self.zeroes.crc32(found.len);
+        self.part = Hasher::new_with_initial_len(crc32, found.len);
+        self.fold();
+        Ok(Some((found.len, next)))
     }
 
     /// Where the next byte lies in the volume below.
@@ -192,9 +239,8 @@ impl<'a, F: Framing> Cursor<'a, F> {
 
     fn truncated(&self) -> Error {
         let at = self.feed.at();
-        Error::new(
-            Kind::Corrupt,
-            format!("the deflate data is cut short at {at}: the file is truncated"),
-        )
+        cut_off(format!(
+            "the deflate data is cut short at {at}: the file is truncated"
+        ))
     }
 }

@@ -39,6 +39,11 @@ impl<'a> Feed<'a> {
         self.input.consume(len);
     }
 
+    /// Takes back `len` bytes that were consumed; false when they are no longer here.
+    pub(crate) fn back(&mut self, len: usize) -> bool {
+        self.input.back(len)
+    }
+
     /// Sees to it that [`Self::bytes`] has at least one; false when none is left.
     ///
     /// # Errors

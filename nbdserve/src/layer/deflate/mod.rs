@@ -8,6 +8,8 @@
 //! although the checksum of its stream covers all of it. The index can be kept on disk
 //! (`stored.rs`); with it there is no pass.
 //!
+//! Where the window is nothing but zeroes, blocks that are so too are not decoded: see `blank.rs`.
+//!
 //! The distance of 4 MiB is a compromise: half a span, decoded in about 6 ms, is what a random read
 //! costs; a window of 32 KiB is 0.8 % of it, before the window itself is compressed.
 //!
@@ -22,6 +24,7 @@
 //! A layer with more around its streams implements [`Framing`] and says with [`volume`] how the
 //! index is to be found.
 
+mod blank;
 mod cursor;
 mod feed;
 mod index;
@@ -34,6 +37,8 @@ mod zeroes;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub(crate) use blank::blank;
 pub(super) use feed::{Beat, Feed};
 pub(super) use index::{Builder, Index};
 pub(super) use pass::pass;

@@ -63,6 +63,9 @@ pub(crate) fn pass_each<F: Framing>(
                 let len = cursor.window(&mut window)?;
                 let entry = Entry::block(window.get(..len).unwrap_or(&[]))?;
                 builder.enter(bit, entry, Some(cursor.take_crc()));
+                if len == WINDOW && is_zero(&window[..]) {
+                    zeroes(&mut cursor, &mut builder, bit, &window, cx)?;
+                }
             }
             Event::Between => {
                 end = cursor.at();
@@ -79,4 +82,24 @@ pub(crate) fn pass_each<F: Framing>(
     }
     tell(range.end());
     Ok(builder.finish(end, Some(cursor.take_crc())))
+}
+
+/// Goes over blocks of zeroes from the boundary at `bit` on, behind `window`, which is all zero, and
+/// puts entries among them.
+fn zeroes<F: Framing>(
+    cursor: &mut Cursor<'_, F>,
+    builder: &mut Builder,
+    mut bit: u64,
+    window: &[u8; WINDOW],
+    cx: &Cx,
+) -> Result<()> {
+    let beat = || cx.cancel.check();
+    while let Some((len, next)) = cursor.skip_zeroes(bit, builder.until_block(), window, &beat)? {
+        bit = next;
+        builder.extend(len, true)?;
+        if builder.until_block() == 0 {
+            builder.enter(bit, Entry::block(window)?, Some(cursor.take_crc()));
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use super::feed::{Beat, Feed};
 use super::index::{DISTANCE, Index, is_possible};
 use super::{Framing, Seen, Source};
+use crate::layer::cut::cut_off;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// The name under which the index is kept.
@@ -42,7 +43,7 @@ pub(crate) fn raw(
     if range.end() > below.size() {
         let size = below.size();
         let what = format!("deflate data in {range}, of only {size}: the file is truncated");
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     if let Some(size) = expected.size
         && !is_possible(range.len(), size)
@@ -112,6 +113,7 @@ impl Framing for Raw {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::as_conversions)]
 mod tests {
     use super::*;
     use crate::source::Memory;
@@ -176,6 +178,58 @@ mod tests {
         ] {
             let found = open(&FILE, start, end, promise).map_err(|error| error.kind());
             assert_eq!(found, Err(Kind::Corrupt), "{start}..{end} {promise:?}");
+        }
+    }
+
+    /// `times` times eight blocks of zeroes as gzip makes them, and how many zeroes those are.
+    fn blocks_of_zeroes(times: usize) -> (Vec<u8>, u64) {
+        let gzip = crate::testing::tools::filter("gzip", &["-nc"], &vec![0; 10 << 20]);
+        // Behind a header of ten bytes.
+        let data = gzip.get(10..).unwrap_or_default();
+        let block = super::super::blank::blank(data, 0, 1);
+        assert!(block.len > 4 << 20, "{block:?}");
+        let bit = |at: u64| data[(at / 8) as usize] >> (at % 8) & 1;
+        let mut eight = vec![0; block.bits as usize];
+        for (at, from) in (0..8).flat_map(|_| 0..block.bits).enumerate() {
+            eight[at / 8] |= bit(from) << (at % 8);
+        }
+        let len = block.len * 8 * times as u64;
+        (eight.repeat(times), len)
+    }
+
+    #[test]
+    fn long_runs_of_zeroes_are_not_decoded_and_what_is_between_them_is() {
+        let noise = crate::testing::noise(60_000, 1);
+        let mut stored = vec![0, 0x60, 0xea, 0x9f, 0x15];
+        stored.extend(&noise);
+        let (first, before) = blocks_of_zeroes(200);
+        let (second, behind) = blocks_of_zeroes(150);
+        let empty_and_last = [3, 0];
+        let file = [&first[..], &stored, &second, &empty_and_last].concat();
+        let mut zeroes = super::super::zeroes::Zeroes::default();
+        let mut crc32 = crc32fast::Hasher::new_with_initial_len(zeroes.crc32(before), before);
+        crc32.update(&noise);
+        let rest = crc32fast::Hasher::new_with_initial_len(zeroes.crc32(behind), behind);
+        crc32.combine(&rest);
+        let promise = expected(before + 60_000 + behind, crc32.finalize());
+        assert!(before > 10 << 30);
+        let below = Memory::volume(file);
+        let range = ByteRange::between(0, below.size());
+        let cx = Cx::new(64 << 20);
+        let volume = raw("zip", &below, range, promise, &cx).unwrap();
+        assert_eq!(volume.read_vec(before, 60_000).unwrap(), noise);
+        assert_eq!(volume.read_vec(before - 5, 5).unwrap(), [0; 5]);
+        let found = volume.extents(ByteRange::between(0, volume.size()));
+        let runs = found.unwrap().runs().to_vec();
+        let data = runs.iter().filter(|run| !run.flags.zero);
+        let data: u64 = data.map(|run| run.range.len()).sum();
+        assert!((60_000..20 << 20).contains(&data), "{runs:?}");
+        for wrong in [
+            expected(before + 60_000 + behind, 1),
+            expected(before + 60_001 + behind, promise.crc32.unwrap()),
+        ] {
+            let error = raw("zip", &below, range, wrong, &cx).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt);
         }
     }
 }

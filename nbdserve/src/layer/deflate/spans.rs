@@ -30,10 +30,7 @@ impl<F: Framing> Spans<F> {
 
     /// A cursor at the beginning of a span.
     fn cursor(&self, number: u64, span: &Span, job: &mut Job<'_>) -> Result<Cursor<'_, F>> {
-        let spare = job
-            .take_spare_decoder()
-            .and_then(|spare| spare.downcast::<Inflate>().ok());
-        let inflate = match spare {
+        let inflate = match job.take_spare_decoder::<Inflate>() {
             Some(spare) => spare,
             None => Box::new(Inflate::new().map_err(|failure| {
                 Error::new(Kind::Limit, "no memory for a decoder").caused_by(failure)

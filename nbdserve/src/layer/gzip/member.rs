@@ -2,6 +2,7 @@
 //! behind the last one.
 
 use super::header::{Header, HeaderParser};
+use crate::layer::cut::cut_off;
 use crate::layer::deflate::{Beat, Feed, Framing, Seen};
 use crate::{Error, Kind, Result};
 
@@ -86,7 +87,7 @@ pub(super) fn trailer(feed: &mut Feed<'_>, beat: Beat<'_>) -> Result<Trailer> {
 
 fn truncated(what: &str, at: u64, end: u64) -> Error {
     let what = format!("the gzip {what} at {at} is cut short at {end}: the file is truncated");
-    Error::new(Kind::Corrupt, what)
+    cut_off(what)
 }
 
 fn garbage(at: u64) -> Error {

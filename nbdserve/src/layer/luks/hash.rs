@@ -6,7 +6,7 @@ use sha2::digest::{Digest, FixedOutput, KeyInit, Update};
 use sha2::{Sha224, Sha256, Sha384, Sha512};
 use zeroize::Zeroizing;
 
-use crate::error::escape;
+use crate::error::quote;
 use crate::{Error, Kind, Result};
 
 /// A hash function.
@@ -33,10 +33,7 @@ impl Hash {
     pub(super) fn parse(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|hash| hash.name() == name);
         found.ok_or_else(|| {
-            let what = format!(
-                "the hash \"{}\" is none that this version has",
-                escape(name)
-            );
+            let what = format!("the hash {} is none that this version has", quote(name));
             let hint = "it has sha1, sha224, sha256, sha384 and sha512";
             Error::new(Kind::Unsupported, what).hint(hint)
         })

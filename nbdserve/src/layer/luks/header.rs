@@ -5,7 +5,7 @@ use std::fmt;
 use super::cipher::CipherSpec;
 use super::hash::Hash;
 use super::kdf::Kdf;
-use crate::error::escape;
+use crate::error::{escape, quote, quote_if_needed};
 use crate::{Error, Kind, Result};
 
 /// The magic of a first header, and of the second one of LUKS2.
@@ -121,11 +121,8 @@ impl Header {
         let uuid = self
             .uuid
             .as_deref()
-            .map(|uuid| format!("({})", escape(uuid)));
-        let label = self
-            .label
-            .as_deref()
-            .map(|label| format!("\"{}\"", escape(label)));
+            .map(|uuid| format!("({})", quote_if_needed(uuid)));
+        let label = self.label.as_deref().map(quote);
         let format = format!("LUKS{}", self.version);
         let parts: Vec<_> = [format].into_iter().chain(label).chain(uuid).collect();
         parts.join(" ")

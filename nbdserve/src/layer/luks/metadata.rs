@@ -6,7 +6,7 @@ use super::header::{Digest, Header, Keyslot, Segment, Slot, check_stripes};
 use super::header2::Fixed;
 use super::json::{self, Metadata, Size};
 use super::kdf::Kdf;
-use crate::error::escape;
+use crate::error::{quote, quote_if_needed};
 use crate::{Error, Kind, Result};
 
 /// Bytes that a digest has at least: less would let other keys pass.
@@ -44,7 +44,7 @@ pub(super) fn header(fixed: Fixed, json: &[u8]) -> Result<Header> {
         }
         let number = number
             .parse()
-            .map_err(|_| corrupt(format!("a keyslot is called \"{}\"", escape(number))))?;
+            .map_err(|_| corrupt(format!("a keyslot is called {}", quote(number))))?;
         slots.push((
             slot.priority.unwrap_or(1),
             Slot {
@@ -95,8 +95,8 @@ fn check_requirements(metadata: &Metadata) -> Result<()> {
     }
     if let Some(name) = names.first() {
         let what = format!(
-            "it requires \"{}\", which this version does not have",
-            escape(name)
+            "it requires {}, which this version does not have",
+            quote(name)
         );
         return Err(unsupported(what));
     }
@@ -122,21 +122,24 @@ fn the_segment(metadata: &Metadata) -> Result<(&str, Segment)> {
         [] => return Err(missing("a segment")),
         [(name, segment)] => (name, segment),
         more => {
-            let kinds: Vec<_> = more.iter().map(|(_, more)| escape(&more.kind)).collect();
+            let kinds: Vec<_> = more
+                .iter()
+                .map(|(_, more)| quote_if_needed(&more.kind))
+                .collect();
             let what = format!("{} segments ({})", more.len(), kinds.join(", "));
             return Err(unsupported(format!("{what}, and this version has one")));
         }
     };
     if segment.kind != "crypt" {
-        let kind = escape(&segment.kind);
-        let what = format!("a segment of type \"{kind}\", which this version does not have");
+        let kind = quote(&segment.kind);
+        let what = format!("a segment of type {kind}, which this version does not have");
         return Err(unsupported(what));
     }
     if let Some(integrity) = &segment.integrity {
         let kind = integrity.kind.as_deref().unwrap_or_default();
         let what = format!(
-            "integrity ({}), which this version does not have",
-            escape(kind)
+            "integrity {}, which this version does not have",
+            quote(kind)
         );
         return Err(unsupported(what));
     }
@@ -195,8 +198,8 @@ fn the_digest<'a>(metadata: &'a Metadata, segment: &str) -> Result<(&'a json::Na
     let digest = digests.find(|(_, digest)| digest.segments.has(segment));
     let (_, digest) = digest.ok_or_else(|| missing("a digest of the segment"))?;
     if digest.kind != "pbkdf2" {
-        let kind = escape(&digest.kind);
-        let what = format!("a digest of type \"{kind}\", which this version does not have");
+        let kind = quote(&digest.kind);
+        let what = format!("a digest of type {kind}, which this version does not have");
         return Err(unsupported(what));
     }
     let hash = digest
@@ -230,8 +233,8 @@ fn the_digest<'a>(metadata: &'a Metadata, segment: &str) -> Result<(&'a json::Na
 /// A keyslot, whose area is between `begin` and `end`.
 fn keyslot(slot: &json::Keyslot, begin: u64, end: u64) -> Result<Keyslot> {
     if slot.kind != "luks2" {
-        let kind = escape(&slot.kind);
-        return Err(unsupported(format!("a keyslot of type \"{kind}\"")));
+        let kind = quote(&slot.kind);
+        return Err(unsupported(format!("a keyslot of type {kind}")));
     }
     let area = slot
         .area
@@ -246,16 +249,14 @@ fn keyslot(slot: &json::Keyslot, begin: u64, end: u64) -> Result<Keyslot> {
         .as_ref()
         .ok_or_else(|| missing("the af of a keyslot"))?;
     if area.kind != "raw" {
-        let kind = escape(&area.kind);
+        let kind = quote(&area.kind);
         return Err(unsupported(format!(
-            "a keyslot with an area of type \"{kind}\""
+            "a keyslot with an area of type {kind}"
         )));
     }
     if af.kind != "luks1" {
-        let kind = escape(&af.kind);
-        return Err(unsupported(format!(
-            "a keyslot with an af of type \"{kind}\""
-        )));
+        let kind = quote(&af.kind);
+        return Err(unsupported(format!("a keyslot with an af of type {kind}")));
     }
     check_stripes(af.stripes)?;
     let key_size = slot
@@ -304,8 +305,8 @@ fn derivation(kdf: &json::Kdf) -> Result<Kdf> {
         "argon2i" => Algorithm::Argon2i,
         "argon2id" => Algorithm::Argon2id,
         other => {
-            let other = escape(other);
-            return Err(unsupported(format!("a keyslot with the kdf \"{other}\"")));
+            let other = quote(other);
+            return Err(unsupported(format!("a keyslot with the kdf {other}")));
         }
     };
     Ok(Kdf::Argon2 {

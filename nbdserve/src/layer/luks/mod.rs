@@ -30,7 +30,7 @@ pub(crate) use cipher::SectorCipher;
 
 use super::{Args, Confidence, LayerType, Param, Sample, Verdict};
 use crate::bytes::has;
-use crate::error::escape;
+use crate::error::quote;
 use crate::secret::with_wiped_stack;
 use crate::size::format_size;
 use crate::source::{File, OpenMode};
@@ -121,7 +121,7 @@ struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     fn of(args: &'a Args) -> Result<Self> {
         let wrong = |key: &str, value: &str, what: &str| {
-            let what = format!("{key}=\"{}\" is not {what}", escape(value));
+            let what = format!("{key}={} is not {what}", quote(value));
             Error::new(Kind::OutOfRange, what)
         };
         let keyslot = args.get("keyslot").map(|text| {
@@ -142,7 +142,13 @@ impl<'a> Wanted<'a> {
 }
 
 fn open(below: &Volume, args: &Args, cx: &Cx) -> Result<Volume> {
-    open_bounded(below, args, &Bounds::USUAL, cx)
+    open_bounded(below, args, &Bounds::USUAL, cx).map_err(|error| {
+        let unhinted = error.kind() == Kind::Unsupported && error.report().hint.is_none();
+        match unhinted {
+            true => error.hint("cryptsetup open IMAGE NAME, as root, opens what the kernel has"),
+            false => error,
+        }
+    })
 }
 
 fn open_bounded(below: &Volume, args: &Args, bounds: &Bounds, cx: &Cx) -> Result<Volume> {

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use super::header::{SECTOR, dashed, is_id};
-use super::text::{Section, Value, shown};
-use crate::error::escape;
+use super::text::{Section, Value, cut, shown};
+use crate::error::{quote, quote_if_needed};
 use crate::{Error, Kind, Result};
 
 /// LVM2's own limit of a name.
@@ -106,7 +106,7 @@ fn checked_name(name: &[u8]) -> Result<String> {
         true => Ok(text),
         false => {
             let name = shown(name);
-            Err(corrupt(format!("\"{name}\" is no name of LVM2")))
+            Err(corrupt(format!("{name} is no name of LVM2")))
         }
     }
 }
@@ -119,7 +119,7 @@ fn identifier(section: &Section<'_>) -> Result<String> {
         true => Ok(id),
         false => {
             let text = shown(text.as_bytes());
-            Err(corrupt(format!("\"{text}\" is no identifier of LVM2")))
+            Err(corrupt(format!("{text} is no identifier of LVM2")))
         }
     }
 }
@@ -175,9 +175,7 @@ impl Group {
             let known = Member::parse(key, member, extent)?;
             if numbers.insert(key, members.len()).is_some() {
                 let name = shown(key);
-                return Err(corrupt(format!(
-                    "two physical volumes are called \"{name}\""
-                )));
+                return Err(corrupt(format!("two physical volumes are called {name}")));
             }
             members.push(known);
         }
@@ -222,7 +220,7 @@ fn group_problem(name: &str, group: &Section<'_>, status: &[String]) -> Result<O
     let problem = if format != "lvm2" {
         let format = shown(format.as_bytes());
         unsupported(format!(
-            "the volume group \"{name}\" has the format \"{format}\""
+            "the volume group \"{name}\" has the format {format}"
         ))
     } else if status.iter().any(|flag| flag == "EXPORTED") {
         unsupported(format!("the volume group \"{name}\" is exported"))
@@ -230,7 +228,7 @@ fn group_problem(name: &str, group: &Section<'_>, status: &[String]) -> Result<O
     } else if let Some(flag) = unknown(status, &known) {
         let flag = shown(flag.as_bytes());
         unsupported(format!(
-            "the volume group \"{name}\" has the unknown status \"{flag}\""
+            "the volume group \"{name}\" has the unknown status {flag}"
         ))
     } else {
         return Ok(None);
@@ -240,7 +238,7 @@ fn group_problem(name: &str, group: &Section<'_>, status: &[String]) -> Result<O
 
 impl Member {
     fn parse(name: &[u8], section: &Section<'_>, extent: u64) -> Result<Self> {
-        let name = shown(name);
+        let name = quote_if_needed(&cut(name));
         let of = |error: Error| error.in_layer(&format!("physical volume {name}"));
         let start = section.number("pe_start").map_err(of)?;
         let extents = section.number("pe_count").map_err(of)?;
@@ -285,9 +283,7 @@ impl<'g> Reader<'g> {
         for (number, (name, _)) in sections.iter().enumerate() {
             if self.logical.insert(name, number).is_some() {
                 let name = shown(name);
-                return Err(corrupt(format!(
-                    "two logical volumes are called \"{name}\""
-                )));
+                return Err(corrupt(format!("two logical volumes are called {name}")));
             }
         }
         let mut all = Vec::new();
@@ -332,7 +328,7 @@ impl<'g> Reader<'g> {
                 .ok_or_else(|| of(corrupt(format!("a segment of {count} extents"))))?;
             let kind = part.text("type").map_err(of)?;
             if !matches!(kind.as_str(), "striped" | "linear") {
-                let kind = shown(kind.as_bytes());
+                let kind = cut(kind.as_bytes());
                 if segments.is_ok() {
                     segments = Err(refused(&name, &kind));
                 }
@@ -376,7 +372,7 @@ impl<'g> Reader<'g> {
                 && found.insert(key, part).is_some()
             {
                 let key = shown(key);
-                return Err(corrupt(format!("\"{key}\" is given twice")));
+                return Err(corrupt(format!("{key} is given twice")));
             }
         }
         let there = u64::try_from(found.len()).unwrap_or(u64::MAX);
@@ -466,13 +462,13 @@ impl<'g> Reader<'g> {
             let shown = shown(name);
             return Err(match self.logical.get(name) {
                 Some(&other) if other == number => {
-                    corrupt(format!("a segment lies on the volume \"{shown}\" itself"))
+                    corrupt(format!("a segment lies on the volume {shown} itself"))
                 }
                 Some(_) => unsupported(format!(
-                    "a segment lies on the volume \"{shown}\"; only segments on physical volumes are \
+                    "a segment lies on the volume {shown}; only segments on physical volumes are \
                      opened"
                 )),
-                None => corrupt(format!("there is no physical volume \"{shown}\"")),
+                None => corrupt(format!("there is no physical volume {shown}")),
             });
         };
         // The index comes from the list itself.
@@ -582,8 +578,9 @@ impl<'g> Reader<'g> {
 
 /// A volume of a type that is not opened.
 fn refused(name: &str, kind: &str) -> Error {
+    let kind = quote(kind);
     unsupported(format!(
-        "the volume \"{name}\" is of the type \"{kind}\"; linear and striped ones are opened"
+        "the volume \"{name}\" is of the type {kind}; linear and striped ones are opened"
     ))
 }
 
@@ -597,9 +594,9 @@ fn status_problem(name: &str, status: &[String]) -> Option<Error> {
         ))
         .hint("pvmove --abort, on a machine that has it, ends that"),
         _ => {
-            let flag = escape(&shown(flag.as_bytes()));
+            let flag = shown(flag.as_bytes());
             unsupported(format!(
-                "the volume \"{name}\" has the unknown status \"{flag}\""
+                "the volume \"{name}\" has the unknown status {flag}"
             ))
         }
     })

@@ -16,7 +16,7 @@ use read::Groups;
 
 use super::striped::{Map, Striped, Writes, Zone};
 use super::{Args, Confidence, LayerType, Param, Sample, Verdict};
-use crate::error::escape;
+use crate::error::quote;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 const NAME: &str = "lvm";
@@ -128,8 +128,8 @@ impl Groups {
             return Ok(*one);
         }
         let what = match (name, found.len()) {
-            (Some(name), 0) => format!("there is no volume \"{}\"", escape(name)),
-            (Some(name), count) => format!("\"{}\" is the name of {count} volumes", escape(name)),
+            (Some(name), 0) => format!("there is no volume {}", quote(name)),
+            (Some(name), count) => format!("{} is the name of {count} volumes", quote(name)),
             (None, _) => "which volume is meant is not said".to_owned(),
         };
         let list = self.list();

@@ -1,7 +1,7 @@
 //! The text that LVM2 keeps its metadata in: sections, assignments, numbers, strings and lists. Pure
 //! and bounded; what it returns points into the text.
 
-use crate::error::escape;
+use crate::error::quote;
 use crate::{Error, Kind, Result};
 
 /// Sections within sections, lists within lists. LVM2 itself needs five.
@@ -151,11 +151,16 @@ fn unescaped(raw: &[u8]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A name as it may stand in a message.
+/// A name as it may stand in a message, in quotes.
 pub(crate) fn shown(name: &[u8]) -> String {
+    quote(&cut(name))
+}
+
+/// A name that is not too long for a message.
+pub(crate) fn cut(name: &[u8]) -> String {
     let head = name.get(..SHOWN).unwrap_or(name);
     let more = if head.len() < name.len() { "..." } else { "" };
-    format!("{}{more}", escape(&String::from_utf8_lossy(head)))
+    format!("{}{more}", String::from_utf8_lossy(head))
 }
 
 struct Parser<'a> {
@@ -246,7 +251,7 @@ impl<'a> Parser<'a> {
                 }
                 _ => {
                     let name = shown(name);
-                    return Err(self.wrong(&format!("\"{name}\" has no value")));
+                    return Err(self.wrong(&format!("{name} has no value")));
                 }
             };
             section.entries.push((name, value));
@@ -296,7 +301,7 @@ impl<'a> Parser<'a> {
         let number = number.and_then(|digits| digits.parse().ok());
         number.map(Value::Number).ok_or_else(|| {
             let digits = shown(digits);
-            self.wrong(&format!("\"{digits}\" is no number of 64 bits"))
+            self.wrong(&format!("{digits} is no number of 64 bits"))
         })
     }
 

@@ -5,6 +5,7 @@ use super::stream::{self, Decoder, State};
 use crate::cache::{Decode, Job};
 use crate::layer::decoded::Layout;
 use crate::layer::input::Input;
+use crate::layer::numbered;
 use crate::layer::spans::Span;
 use crate::{ByteRange, Error, Kind, Result, Volume};
 
@@ -63,23 +64,12 @@ impl Decode for Lz4Blocks {
     }
 
     fn describe(&self, number: u64) -> String {
-        self.span(number).map_or_else(
-            || format!("block {number}"),
-            |span| {
-                format!(
-                    "block {number} at {} (bytes {}..{} of the image)",
-                    span.range.start(),
-                    span.start,
-                    span.start.saturating_add(span.len)
-                )
-            },
-        )
+        let place = self.span(number).map(Span::place);
+        numbered::called(number, place)
     }
 
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {
-        let span = self
-            .span(number)
-            .ok_or_else(|| Error::new(Kind::OutOfRange, format!("there is no block {number}")))?;
+        let span = self.span(number).ok_or_else(|| numbered::missing(number))?;
         let (begin, end) = (span.range.start(), span.range.end());
         self.below.will_need(ByteRange::between(
             begin,
@@ -89,8 +79,7 @@ impl Decode for Lz4Blocks {
         if !job.start(memory)? {
             return Ok(());
         }
-        let spare = job.take_spare_decoder();
-        let spare = spare.and_then(|spare| spare.downcast::<Decoder>().ok());
+        let spare = job.take_spare_decoder::<Decoder>();
         let mut decoder = spare
             .filter(|spare| spare.memory() <= memory)
             .unwrap_or_default();

@@ -13,6 +13,7 @@ use super::stream::{self, Content, Decoder};
 use crate::bytes::le32;
 use crate::cache::OpeningMemory;
 use crate::layer::INDEX_PART;
+use crate::layer::cut::cut_off;
 use crate::layer::scan::{Scan, wide};
 use crate::layer::spans::{Builder, Spans};
 use crate::{Cx, Error, Kind, Result};
@@ -87,7 +88,7 @@ pub(super) fn find(scan: &mut Scan<'_>, cx: &Cx) -> Result<Found> {
         cx.cancel.check()?;
         let bytes = finder.scan.get(at, HEADER_MOST)?;
         at = match header::start(bytes, at)? {
-            Start::Skippable(size) => finder.end(at, size)?,
+            Start::Skippable(size) => finder.scan.end(at, size)?,
             Start::Frame(header) => finder.frame(at, &header)?,
         };
     }
@@ -121,20 +122,6 @@ struct Pending {
 }
 
 impl Finder<'_, '_> {
-    /// The end of what begins at `at` and has `size` bytes.
-    fn end(&self, at: u64, size: u64) -> Result<u64> {
-        let file = self.scan.size();
-        at.checked_add(size)
-            .filter(|end| *end <= file)
-            .ok_or_else(|| {
-                let what = format!(
-                    "the file is truncated: what begins at {at} has {size} bytes, the file ends at \
-                     {file}"
-                );
-                Error::new(Kind::Corrupt, what)
-            })
-    }
-
     /// Adds the frame at `at`; where it ends.
     fn frame(&mut self, at: u64, header: &FrameHeader) -> Result<u64> {
         let kind = header.kind;
@@ -161,7 +148,7 @@ impl Finder<'_, '_> {
     /// `None` when they do not sum up to what the frame says.
     fn measure(&mut self, at: u64, header: &FrameHeader, exact: bool) -> Result<Option<u64>> {
         let kind = header.kind;
-        let mut next = self.end(at, header.size)?;
+        let mut next = self.scan.end(at, header.size)?;
         let mut pending: Option<Pending> = None;
         let mut len = 0_u64;
         let mut begun = false;
@@ -182,7 +169,7 @@ impl Finder<'_, '_> {
                     if kind.is_legacy() {
                         break next;
                     }
-                    break self.end(next, WORD.saturating_add(kind.trailer()))?;
+                    break self.scan.end(next, WORD.saturating_add(kind.trailer()))?;
                 }
                 Block::Data { size, raw } => {
                     let first = !begun;
@@ -196,7 +183,9 @@ impl Finder<'_, '_> {
                         raw,
                         first,
                     };
-                    next = self.end(data, size.saturating_add(kind.block_trailer()))?;
+                    next = self
+                        .scan
+                        .end(data, size.saturating_add(kind.block_trailer()))?;
                     if exact {
                         len = self.settle(Some(block), kind, true, len)?;
                     } else {
@@ -219,10 +208,10 @@ impl Finder<'_, '_> {
     fn legacy_end(&self, at: u64, word: Option<u32>, len: u64) -> Result<u64> {
         match word {
             None => Ok(at),
-            Some(word) if u64::from(word) == len & 0xffff_ffff => self.end(at, WORD),
+            Some(word) if u64::from(word) == len & 0xffff_ffff => self.scan.end(at, WORD),
             Some(word) => {
                 let what = format!("the file is truncated: {word:08x} at {at} is no whole block");
-                Err(Error::new(Kind::Corrupt, what))
+                Err(cut_off(what))
             }
         }
     }
@@ -270,7 +259,7 @@ impl Finder<'_, '_> {
         decoder.begin(kind.block_most());
         let mut content = Content::new(header);
         let mut checks = Checkpoints::new(at, kind, self.room());
-        let mut next = self.end(at, header.size)?;
+        let mut next = self.scan.end(at, header.size)?;
         let end = loop {
             self.cx.cancel.check()?;
             self.tell(next);
@@ -278,7 +267,7 @@ impl Finder<'_, '_> {
             match header::block(word, next, kind)? {
                 Block::End => {
                     let sum = next.saturating_add(WORD);
-                    let end = self.end(sum, kind.trailer())?;
+                    let end = self.scan.end(sum, kind.trailer())?;
                     let sum = le32(self.scan.get(sum, WORD)?, 0);
                     content.check(sum, end)?;
                     break end;
@@ -287,7 +276,7 @@ impl Finder<'_, '_> {
                     checks.block(next, decoder.history())?;
                     let data = next.saturating_add(WORD);
                     let size = size.saturating_add(kind.block_trailer());
-                    let end = self.end(data, size)?;
+                    let end = self.scan.end(data, size)?;
                     let bytes = self.scan.get(data, size)?;
                     let out = decoder.block(bytes, raw, kind, next)?;
                     content.take(out);

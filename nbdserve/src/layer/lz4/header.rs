@@ -4,6 +4,7 @@
 use twox_hash::XxHash32;
 
 use crate::bytes::{array, le32, le64};
+use crate::layer::cut::cut_off;
 use crate::{Error, Kind, Result};
 
 /// Magic number of a frame.
@@ -234,7 +235,9 @@ pub(super) enum Block {
 pub(super) fn block(word: Option<u32>, at: u64, kind: FrameKind) -> Result<Block> {
     let corrupt = |what: String| Err(Error::new(Kind::Corrupt, what));
     let Some(word) = word else {
-        return corrupt(format!("the file is truncated: there is no block at {at}"));
+        return Err(cut_off(format!(
+            "the file is truncated: there is no block at {at}"
+        )));
     };
     let raw = word >> 31 == 1 && !kind.is_legacy();
     let size = u64::from(if raw { word & 0x7fff_ffff } else { word });

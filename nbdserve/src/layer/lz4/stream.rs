@@ -7,6 +7,7 @@ use twox_hash::XxHash32;
 use super::header::{self, Block, FrameHeader, FrameKind, HEADER_MOST, Start, WORD};
 use crate::bytes::le32;
 use crate::cache::Sink;
+use crate::layer::cut::cut_off;
 use crate::layer::input::Input;
 use crate::layer::scan::{narrow, wide};
 use crate::{Error, Kind, Result};
@@ -248,7 +249,7 @@ fn skip(input: &mut Input<'_>, len: u64) -> Result<()> {
 
 fn cut(at: u64) -> Error {
     let what = format!("the file is truncated: what begins at {at} is cut short");
-    Error::new(Kind::Corrupt, what)
+    cut_off(what)
 }
 
 /// Hands decoded bytes on.

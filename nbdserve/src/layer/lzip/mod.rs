@@ -14,6 +14,7 @@ use index::{Index, Member};
 use super::decoded::{Decoded, Layout};
 use super::input::Input;
 use super::lzma::stream::{self, decoder_memory};
+use super::scan::wide;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::cache::{Blocks, Decode, Job};
 use crate::sys::lzma::{Format, StreamDecoder};
@@ -153,7 +154,6 @@ impl Decode for LzipMembers {
         }
         let mut decoder = job
             .take_spare_decoder()
-            .and_then(|spare| spare.downcast::<StreamDecoder>().ok())
             .unwrap_or_else(|| Box::new(StreamDecoder::new()));
         for member in self.group(number) {
             self.decode_member(member, &mut decoder, job)?;
@@ -177,11 +177,11 @@ impl Layout for LzipMembers {
     }
 
     fn count(&self) -> u64 {
-        u64::try_from(self.index.count()).unwrap_or(u64::MAX)
+        wide(self.index.count())
     }
 
     fn find(&self, offset: u64) -> u64 {
-        u64::try_from(self.index.find(offset)).unwrap_or(u64::MAX)
+        wide(self.index.find(offset))
     }
 
     fn encoded(&self, number: u64) -> u64 {

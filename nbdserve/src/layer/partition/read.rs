@@ -99,7 +99,8 @@ fn read_gpt(below: &Volume, sectors: &[u32], record: Option<&BootRecord>) -> Res
                 }
                 Err(second) => {
                     let what = format!("neither GPT can be used: {damage}; {second}");
-                    return Err(Error::new(Kind::Corrupt, what));
+                    return Err(Error::new(Kind::Corrupt, what)
+                        .hint("--fuse shows the whole disk as it is, for who repairs it"));
                 }
             }
         }

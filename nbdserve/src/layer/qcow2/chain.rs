@@ -4,7 +4,7 @@
 use super::file::HostFile;
 use super::header::{Header, corrupt};
 use crate::bytes::slice;
-use crate::error::escape;
+use crate::error::quote;
 use crate::layer::scan::narrow;
 use crate::layer::{Args, LAYERS, LayerType, Sample, Verdict};
 use crate::source::OpenMode;
@@ -79,7 +79,7 @@ pub(super) fn backing(
     let referred = cx
         .references
         .open(name, "backing file", OpenMode::ReadOnly)?;
-    let shown = escape(&String::from_utf8_lossy(name));
+    let shown = quote(&String::from_utf8_lossy(name));
     let inner = cx.of_referred(referred.references);
     let stated = header.extensions.backing_format.as_deref();
     let stated = stated.filter(|format| !format.is_empty());
@@ -89,23 +89,22 @@ pub(super) fn backing(
             let layer = probed(&referred.volume)?;
             let format = layer.map_or("raw", |layer| layer.name);
             let note = format!(
-                "the format of the backing file \"{shown}\" is not stated, it looks like {format}"
+                "the format of the backing file {shown} is not stated, it looks like {format}"
             );
             notes.push(note);
             (layer, format.to_owned())
         }
     };
-    notes.push(format!("backing file \"{shown}\", {format}"));
+    notes.push(format!("backing file {shown}, {format}"));
     let Some(layer) = layer else {
         return Ok(Some(referred.volume));
     };
     let opened = (layer.open)(&referred.volume, &Args::new(), &inner);
     let volume = opened.map_err(|error| {
         let error = error.in_layer(layer.name);
-        let what = format!("cannot open the backing file \"{shown}\"");
+        let what = format!("cannot open the backing file {shown}");
         Error::new(error.kind(), what).caused_by(error)
     })?;
-    notes.extend(volume.notes());
     Ok(Some(volume))
 }
 
@@ -118,7 +117,7 @@ fn by_format(format: &[u8]) -> Result<(Option<&'static LayerType>, String)> {
     let known = FORMATS.iter().find(|(name, _)| *name == format);
     let layer = known.and_then(|(_, layer)| layer_called(layer));
     let Some(layer) = layer else {
-        let what = format!("the backing file has the format \"{}\"", escape(&format));
+        let what = format!("the backing file has the format {}", quote(&format));
         return Err(
             Error::new(Kind::Unsupported, format!("{what}, which cannot be opened"))
                 .hint("qemu-img convert -O qcow2 IMAGE NEW makes one image of all"),

@@ -162,8 +162,7 @@ impl Decode for CompressedClusters {
         job.beat()?;
         file.read_at(&mut input, data.at)?;
         job.beat()?;
-        let spare = job.take_spare_decoder();
-        let spare = spare.and_then(|spare| spare.downcast::<Decoder>().ok());
+        let spare = job.take_spare_decoder::<Decoder>();
         let mut decoder = match spare {
             Some(decoder) => decoder,
             None => Box::new(Decoder::new(self.compression)?),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::file::HostFile;
 use super::header::{Encryption, Header, corrupt};
+use crate::error::escape;
 use crate::layer::luks::{self, SectorCipher};
 use crate::layer::scan::wide;
 use crate::layer::window::Window;
@@ -17,7 +18,8 @@ const MOST: u64 = 256 << 20;
 /// The cipher of the clusters, unlocked; `None` when they are not encrypted.
 ///
 /// # Errors
-/// `Unsupported` for a method without one, by its name; `Corrupt` when its header is not there;
+/// `Unsupported` for a method without one, by its name; `Corrupt` when its header is not there, or
+/// there without a method;
 /// `Secret` when it cannot be unlocked; what the file and the header say.
 pub(super) fn cipher(
     header: &Header,
@@ -25,6 +27,10 @@ pub(super) fn cipher(
     cx: &Cx,
 ) -> Result<Option<Arc<SectorCipher>>> {
     match header.encryption {
+        Encryption::None if header.extensions.luks.is_some() => {
+            let what = "it has a LUKS header, and says that it is not encrypted";
+            return Err(corrupt(what.to_owned()));
+        }
         Encryption::None => return Ok(None),
         Encryption::Aes => {
             let what = "it is encrypted in QEMU's old way (AES, method 1), which is not supported";
@@ -48,8 +54,12 @@ pub(super) fn cipher(
         return Err(Error::new(Kind::Limit, what));
     }
     let luks = Window::read_only("luks".to_owned(), file.volume(), range)?;
-    let cipher = luks::embedded(&luks, "the qcow2 image (LUKS)", cx)
-        .map_err(|error| error.in_layer("luks"))?;
+    // Each file of a chain may have a passphrase of its own.
+    let title = match cx.references.name() {
+        Some(name) => format!("the qcow2 image \"{}\" (LUKS)", escape(name)),
+        None => "the qcow2 image (LUKS)".to_owned(),
+    };
+    let cipher = luks::embedded(&luks, &title, cx).map_err(|error| error.in_layer("luks"))?;
     if wide(cipher.sector()) > header.shape().subcluster_size() {
         let sector = cipher.sector();
         let what = format!("encrypted sectors of {sector} bytes, in clusters that are shorter");

@@ -330,7 +330,10 @@ impl Device for Qcow2 {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        let _epoch = self.side.as_ref().map(WriteSide::enter);
+        let own = self.notes.iter().cloned().chain(self.tables.note());
+        let backing = self.backing.iter().flat_map(Volume::notes);
+        own.chain(backing).collect()
     }
 
     fn block_stats(&self) -> Option<BlockStats> {

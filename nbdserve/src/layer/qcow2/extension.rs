@@ -3,7 +3,7 @@
 
 use super::header::corrupt;
 use crate::bytes::{array, slice};
-use crate::error::escape;
+use crate::error::quote;
 use crate::{ByteRange, Result};
 
 /// Bytes of an entry of the feature name table.
@@ -131,7 +131,7 @@ impl Extensions {
             .iter()
             .find(|feature| feature.kind == 0 && feature.bit == bit && !feature.name.is_empty());
         match name {
-            Some(feature) => format!("\"{}\" (bit {bit})", escape(&feature.name)),
+            Some(feature) => format!("{} (bit {bit})", quote(&feature.name)),
             None => format!("bit {bit}"),
         }
     }

@@ -4,6 +4,7 @@
 use super::entry::Shape;
 use super::extension::Extensions;
 use crate::bytes::{array, has, slice};
+use crate::layer::cut::cut_off;
 use crate::{ByteRange, Error, Kind, Result};
 
 /// `QFI\xfb`.
@@ -191,7 +192,7 @@ impl Header {
             let what = "the magic of a qcow2 image is not there";
             return Err(Error::new(Kind::NotThisFormat, what));
         }
-        let cut = || corrupt(format!("the file ends within its header, at {file_size}"));
+        let cut = || cut_off(format!("the file ends within its header, at {file_size}"));
         let word = |at| be32(head, at).ok_or_else(cut);
         let long = |at| be64(head, at).ok_or_else(cut);
         let version = word(4)?;
@@ -291,7 +292,7 @@ impl Header {
         if usize::try_from(len).map_or(true, |len| head.len() < len) {
             let have = head.len();
             let what = format!("a header of {len} bytes, of which {have} are there");
-            return Err(corrupt(what));
+            return Err(cut_off(what));
         }
         Ok(())
     }
@@ -376,7 +377,7 @@ pub(super) fn check_l1(
     let len = needed.saturating_mul(8);
     if at.checked_add(len).is_none_or(|end| end > file_size) {
         let what = format!("{name} of {len} bytes at {at}, the file has only {file_size}");
-        return Err(corrupt(what));
+        return Err(cut_off(what));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod chain;
 mod changes;
 mod compressed;
 mod crypto;
+mod cut;
 mod device;
 mod entry;
 mod extension;
@@ -34,7 +35,7 @@ use write::WriteSide;
 
 use super::scan::narrow;
 use super::{Args, Confidence, INDEX_PART, LayerType, Param, Sample, Verdict};
-use crate::error::escape;
+use crate::error::quote;
 use crate::{Cx, Result, Volume};
 
 const NAME: &str = "qcow2";
@@ -123,8 +124,8 @@ fn notes(header: &Header) -> Vec<String> {
     if let Some(name) = header.extensions.data_file.as_deref()
         && header.shape().external
     {
-        let name = escape(&String::from_utf8_lossy(name));
-        notes.push(format!("clusters are in the data file \"{name}\""));
+        let name = quote(&String::from_utf8_lossy(name));
+        notes.push(format!("clusters are in the data file {name}"));
     }
     if header.has(incompatible::CORRUPT) {
         notes.push("it is marked as corrupt: qemu-img check tells more".to_owned());

@@ -4,7 +4,7 @@ use super::file::HostFile;
 use super::header::{Header, corrupt};
 use super::tables::Root;
 use crate::bytes::{array, slice};
-use crate::error::escape;
+use crate::error::{quote, quote_if_needed};
 use crate::layer::scan::{narrow, wide};
 use crate::{Error, Kind, Result};
 
@@ -105,7 +105,7 @@ fn list(snapshots: &[Snapshot]) -> String {
     let mut names: Vec<String> = snapshots
         .iter()
         .take(NAMED)
-        .map(|one| format!("{} \"{}\"", escape(&one.id), escape(&one.name)))
+        .map(|one| format!("{} {}", quote_if_needed(&one.id), quote(&one.name)))
         .collect();
     let more = snapshots.len().saturating_sub(NAMED);
     if more > 0 {
@@ -134,7 +134,7 @@ pub(super) fn root(header: &Header, file: &HostFile, wanted: &str) -> Result<Roo
     let by_name = || snapshots.iter().find(|one| one.name == wanted);
     let by_id = || snapshots.iter().find(|one| one.id == wanted);
     let Some(found) = by_name().or_else(by_id) else {
-        let what = format!("there is no snapshot \"{}\"", escape(wanted));
+        let what = format!("there is no snapshot {}", quote(wanted));
         let hint = match snapshots.is_empty() {
             true => "the image has no snapshots".to_owned(),
             false => format!("there are {}", list(&snapshots)),
@@ -147,7 +147,7 @@ pub(super) fn root(header: &Header, file: &HostFile, wanted: &str) -> Result<Roo
         return Err(Error::new(Kind::Limit, what));
     }
     Ok(Root {
-        name: format!("the L1 table of snapshot {}", escape(&found.id)),
+        name: format!("the L1 table of snapshot {}", quote_if_needed(&found.id)),
         at: found.l1_table_offset,
         entries: u64::from(found.l1_size),
         size,

@@ -11,6 +11,7 @@ use super::entry::{Cluster, Shape, Table, bytes, words};
 use super::file::HostFile;
 use super::grid::to_u64;
 use super::header::{FARTHEST, Header, check_l1, corrupt};
+use crate::layer::cut::cut_off;
 use crate::layer::scan::narrow;
 use crate::{ByteRange, Error, Kind, Result};
 
@@ -297,7 +298,7 @@ impl Tables {
         let size = file.size();
         if at.saturating_add(len) > size || at >= FARTHEST {
             let what = what();
-            return Err(corrupt(format!(
+            return Err(cut_off(format!(
                 "{what} at {at}, where the file of {size} bytes has ended"
             )));
         }

@@ -29,6 +29,9 @@ use crate::{ByteRange, Done, Error, Kind, Result, Volume};
 const GROUP: u64 = 256 << 10;
 /// Locks for all groups together.
 const STRIPES: u64 = 64;
+/// Longest L1 table of an image that is written, as in QEMU: that of 8 TiB in clusters of 4 KiB, and of
+/// more in longer ones.
+const LONGEST_L1: u64 = 32 << 20;
 
 /// What the guest has at a place, without any lock: for composing clusters.
 pub(super) type Content<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
@@ -98,7 +101,8 @@ impl WriteSide {
         for (_, range) in header.metadata() {
             space.add_meta(range.start(), range.len());
         }
-        if let Some(range) = header.extensions.luks {
+        // Looked at when the cipher was made.
+        if let Some(range) = header.extensions.luks.filter(|_| cipher.is_some()) {
             space.add_meta(range.start(), range.len());
         }
         let kept = if shape.raw { autoclear::RAW_DATA } else { 0 };
@@ -589,13 +593,20 @@ fn add_run(runs: &mut Vec<(u64, Range<usize>)>, at: u64, bytes: Range<usize>) {
 fn check_writable(header: &Header) -> Result<()> {
     if header.has(incompatible::CORRUPT) {
         let what = "the image is marked as corrupt, and is not written to";
-        return Err(Error::new(Kind::Unsupported, what)
-            .hint("qemu-img check -r all may repair it; keep a copy. It can be read without -w"));
+        return Err(Error::new(Kind::Unsupported, what).hint(
+            "qemu-img check -r all may repair it; keep a copy. --cow writes without touching it",
+        ));
     }
     if header.has(incompatible::DIRTY) {
         let what = "the image was not closed after its last use, its refcounts may be wrong";
         return Err(Error::new(Kind::Unsupported, what)
-            .hint("qemu-img check -r all puts them right. It can be read without -w"));
+            .hint("qemu-img check -r all puts them right. --cow writes without touching it"));
+    }
+    // All its clusters are remembered, also those that the disk's size does not need.
+    let table = u64::from(header.l1_size).saturating_mul(8);
+    if table > LONGEST_L1 {
+        let what = format!("an L1 table of {table} bytes, where {LONGEST_L1} are taken");
+        return Err(Error::new(Kind::Limit, what));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! machine wrote is refused.
 
 use crate::bytes::{array, has, hex, le16, le32, le64, slice};
-use crate::error::escape;
+use crate::error::quote;
 use crate::{Error, Kind, Result};
 
 /// Bytes of a sector, everywhere in MD.
@@ -424,7 +424,7 @@ impl Array {
         let level = level_name(self.level);
         match self.name.as_str() {
             "" => format!("the array {} ({level})", grouped(&self.id)),
-            name => format!("the array \"{}\" ({level})", escape(name)),
+            name => format!("the array {} ({level})", quote(name)),
         }
     }
 }

@@ -17,7 +17,7 @@ use read::{Arrays, Depth};
 
 use super::striped::{Striped, Writes};
 use super::{Args, Confidence, LayerType, Param, Sample, Verdict};
-use crate::error::escape;
+use crate::error::quote;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 const NAME: &str = "raid";
@@ -92,10 +92,7 @@ fn open(below: &Volume, args: &Args, _cx: &Cx) -> Result<Volume> {
         Some("original") => Some(Layout::Original),
         Some("alternate") => Some(Layout::Alternate),
         Some(other) => {
-            let what = format!(
-                "the layout \"{}\"; there are original, alternate",
-                escape(other)
-            );
+            let what = format!("the layout {}; there are original, alternate", quote(other));
             return Err(Error::new(Kind::OutOfRange, what));
         }
     };
@@ -103,7 +100,7 @@ fn open(below: &Volume, args: &Args, _cx: &Cx) -> Result<Volume> {
         None | Some("no") => false,
         Some("yes") => true,
         Some(other) => {
-            let what = format!("degraded=\"{}\"; yes and no are possible", escape(other));
+            let what = format!("degraded={}; yes and no are possible", quote(other));
             return Err(Error::new(Kind::OutOfRange, what));
         }
     };
@@ -163,8 +160,8 @@ impl Arrays {
             return Ok(one);
         }
         let what = match (name, found.len()) {
-            (Some(name), 0) => format!("there is no array \"{}\"", escape(name)),
-            (Some(name), count) => format!("\"{}\" is the name of {count} arrays", escape(name)),
+            (Some(name), 0) => format!("there is no array {}", quote(name)),
+            (Some(name), count) => format!("{} is the name of {count} arrays", quote(name)),
             (None, _) => "which array is meant is not said".to_owned(),
         };
         let all = self.arrays.iter().take(MAX_LISTED);

@@ -110,6 +110,17 @@ impl Device for WithHoles {
         self.below.will_need_parts(&below);
     }
 
+    /// What is stored of a file lies in a row.
+    fn stored(&self, range: ByteRange) -> Option<u64> {
+        let mut pieces = self.within(range).map(|(_, below)| below);
+        let Some(first) = pieces.next() else {
+            return Some(0);
+        };
+        let end = pieces.last().map_or(first.end(), ByteRange::end);
+        let row = ByteRange::between(first.start(), end);
+        Some(self.below.stored(row).unwrap_or(row.len()))
+    }
+
     fn close(&self) -> Result<()> {
         self.below.close()
     }

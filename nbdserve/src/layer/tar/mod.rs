@@ -24,6 +24,7 @@ use super::archive::{
 };
 use super::window::Window;
 use super::{Confidence, LayerType, Sample, Verdict};
+use crate::error::quote;
 use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 const NAME: &str = "tar";
@@ -191,8 +192,8 @@ impl Archive for Tar {
         let mut disks = Vec::new();
         for name in names {
             let Some(file) = self.referred(&name) else {
-                let name = printed(name.as_bytes());
-                let what = format!("{by} names \"{name}\", which is not in the archive");
+                let name = quote(&name);
+                let what = format!("{by} names {name}, which is not in the archive");
                 return Err(Error::new(Kind::Corrupt, what));
             };
             disks.push(file.number);

@@ -3,7 +3,7 @@
 //! Of XML just what is needed: elements and their attributes, by their names without a prefix.
 //! Nothing is fetched or included.
 
-use crate::error::escape;
+use crate::error::quote;
 use crate::{Error, Kind, Result};
 
 /// Longest descriptor.
@@ -59,12 +59,12 @@ pub(super) fn disks(xml: &[u8]) -> Result<Option<Vec<String>>> {
     let mut found: Vec<String> = Vec::new();
     for id in wanted {
         let Some(file) = files.iter().find(|file| file.id == id) else {
-            let id = escape(&id);
-            let what = format!("a disk in the file \"{id}\", which it does not list");
+            let id = quote(&id);
+            let what = format!("a disk in the file {id}, which it does not list");
             return Err(wrong(&what));
         };
         if file.in_chunks {
-            let what = format!("the disk \"{}\" is cut into chunks", escape(&file.href));
+            let what = format!("the disk {} is cut into chunks", quote(&file.href));
             return Err(Error::new(Kind::Unsupported, what));
         }
         if !found.contains(&file.href) {
@@ -146,7 +146,7 @@ impl<'a> Xml<'a> {
             let Some((_, tag)) = self.rest.split_once('<') else {
                 return match self.open.last() {
                     None => Ok(None),
-                    Some(name) => Err(wrong(&format!("no end of {}", escape(name)))),
+                    Some(name) => Err(wrong(&format!("no end of {}", quote(name)))),
                 };
             };
             self.rest = tag;
@@ -162,7 +162,7 @@ impl<'a> Xml<'a> {
             } else if let Some(rest) = tag.strip_prefix('/') {
                 let name = self.skip(rest, ">")?.trim_end();
                 if self.open.pop() != Some(name) {
-                    return Err(wrong(&format!("an end of {} too many", escape(name))));
+                    return Err(wrong(&format!("an end of {} too many", quote(name))));
                 }
             } else {
                 return self.element(tag).map(Some);
@@ -203,7 +203,7 @@ impl<'a> Xml<'a> {
             let value = after.trim_ascii_start().strip_prefix('=');
             let value = value.map(str::trim_ascii_start).and_then(quoted);
             let (Some((value, after)), false) = (value, key.is_empty()) else {
-                return Err(wrong(&format!("a damaged tag {}", escape(name))));
+                return Err(wrong(&format!("a damaged tag {}", quote(name))));
             };
             attributes.push((local(key), value));
             rest = after;
@@ -240,7 +240,7 @@ fn decoded(value: &str) -> Result<String> {
     let mut rest = value;
     while let Some((before, reference)) = rest.split_once('&') {
         out.push_str(before);
-        let unknown = || wrong(&format!("a damaged value \"{}\"", escape(value)));
+        let unknown = || wrong(&format!("a damaged value {}", quote(value)));
         let (name, after) = reference.split_once(';').ok_or_else(unknown)?;
         let number = |digits: &str, radix| {
             let code = u32::from_str_radix(digits, radix).ok()?;

@@ -2,6 +2,7 @@
 //! format's rules out. All numbers are little-endian.
 
 use crate::bytes::{array, has, le32, le64};
+use crate::layer::cut::cut_off;
 use crate::{Error, Kind, Result};
 
 /// `u32Signature`, at [`MAGIC_AT`].
@@ -75,7 +76,7 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header> {
         let what = "the magic of a VirtualBox disk image is not there";
         return Err(Error::new(Kind::NotThisFormat, what));
     }
-    let cut = || corrupt(format!("the file ends within its header of {HEADER} bytes"));
+    let cut = || cut_off(format!("the file ends within its header of {HEADER} bytes"));
     let word = |at| le32(bytes, at).ok_or_else(cut);
     let version = word(0x44)?;
     if version != VERSION {

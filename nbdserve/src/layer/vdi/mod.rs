@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use header::{ENTRY, Entry, Header};
 
+use super::cut::{Farthest, cut_off, noted, piece_end};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::Pages;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
 use crate::bytes::{has, le32};
-use crate::{Cx, Error, Kind, Result, Volume};
+use crate::{Cx, Result, Volume};
 
 const NAME: &str = "vdi";
 
@@ -54,8 +55,8 @@ fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
         .saturating_add(entries.saturating_mul(ENTRY));
     if map_end > below.size() {
         let size = below.size();
-        let what = format!("the block map ends at {map_end}, the file at {size}: it is cut short");
-        return Err(Error::new(Kind::Corrupt, what));
+        let what = format!("the block map ends at {map_end}, the file at {size}");
+        return Err(cut_off(what));
     }
     let map = Vdi {
         header,
@@ -114,6 +115,30 @@ impl Map for Vdi {
     fn allocated(&self) -> Option<u64> {
         let all = self.header.allocated.saturating_mul(self.header.block_size);
         Some(all.min(self.map.volume().size()))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let size = self.map.volume().size();
+        noted(self.farthest(), "block", size).into_iter().collect()
+    }
+}
+
+impl Vdi {
+    /// Which block ends last in the file.
+    fn farthest(&self) -> Result<Farthest> {
+        let header = &self.header;
+        let (len, size) = (header.block_size, header.disk_size);
+        let mut farthest = Farthest::new();
+        let blocks = (0, size.div_ceil(len));
+        farthest.look(&self.map, header.off_blocks, blocks, |number, entry| {
+            let Entry::Block(stored) = Entry::of(u32::from_le_bytes(entry)) else {
+                return None;
+            };
+            let at = u64::from(stored).saturating_mul(len);
+            let at = header.off_data.saturating_add(at);
+            Some(piece_end(at, number, len, size))
+        })?;
+        Ok(farthest)
     }
 }
 

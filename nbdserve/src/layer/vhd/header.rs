@@ -2,6 +2,7 @@
 //! values that hold the format's rules out. All numbers are big-endian.
 
 use crate::bytes::{array, be16, be32, be64, has, slice};
+use crate::layer::cut::cut_off;
 use crate::{Error, Kind, Result};
 
 /// Bytes of the footer, and of its copy at the start.
@@ -99,6 +100,29 @@ pub(super) fn is_footer(bytes: &[u8]) -> bool {
     })
 }
 
+/// How many bytes of the cookie must be there for a footer to be taken for a damaged one.
+const NEARLY: usize = 6;
+
+/// What is wrong with the footer at the end of `bytes`, where there is one that is damaged: its cookie is
+/// there, or most of it and the version.
+pub(super) fn damage(bytes: &[u8]) -> Option<Error> {
+    let at = bytes.len().checked_sub(usize::try_from(FOOTER).ok()?)?;
+    let end = bytes.get(at..)?;
+    let same = end.iter().zip(COOKIE).filter(|(byte, own)| byte == own);
+    let is_one = match same.count() {
+        count if count == COOKIE.len() => true,
+        count => count >= NEARLY && be32(end, 0xc) == Some(VERSION),
+    };
+    if !is_one || is_footer(end) {
+        return None;
+    }
+    let damaged = || corrupt("its mark \"conectix\" is damaged".to_owned());
+    Some(match footer(end) {
+        Err(error) if error.kind() == Kind::Corrupt => error,
+        _ => damaged(),
+    })
+}
+
 /// The footer in `bytes`.
 ///
 /// # Errors
@@ -109,7 +133,7 @@ pub(super) fn footer(bytes: &[u8]) -> Result<Footer> {
         let what = "the mark \"conectix\" is neither at the end nor at the start";
         return Err(Error::new(Kind::NotThisFormat, what));
     }
-    let cut = || corrupt(format!("the file ends within a footer of {FOOTER} bytes"));
+    let cut = || cut_off(format!("the file ends within a footer of {FOOTER} bytes"));
     let footer = usize::try_from(FOOTER)
         .ok()
         .and_then(|len| slice(bytes, 0, len));
@@ -166,7 +190,7 @@ fn size(bytes: &[u8]) -> Option<u64> {
 /// `Unsupported` for another version; `Corrupt`.
 pub(super) fn dynamic(bytes: &[u8], size: u64) -> Result<Dynamic> {
     let cut = || {
-        corrupt(format!(
+        cut_off(format!(
             "the file ends within the dynamic disk header of {DYNAMIC} bytes"
         ))
     };
@@ -241,52 +265,35 @@ pub(super) fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// What a bit of a bitmap says, the highest of a byte first: whether the sector lies here.
-fn bit(bitmap: &[u8], number: usize) -> Option<bool> {
-    let byte = *bitmap.get(number >> 3)?;
-    let shift = u32::try_from(number & 7).ok()?;
-    Some(byte.checked_shl(shift)? & 0x80 != 0)
-}
-
-/// Whether the sector that the bit `number` of `bitmap` stands for lies here, and how many from there
-/// on do as well or do not either; at least one.
-pub(super) fn sectors_alike(bitmap: &[u8], number: usize) -> (bool, u64) {
-    let here = bit(bitmap, number).unwrap_or(false);
-    let mut next = number.saturating_add(1);
-    let whole = if here { 0xff } else { 0 };
-    loop {
-        if next & 7 == 0 && bitmap.get(next >> 3) == Some(&whole) {
-            next = next.saturating_add(8);
-        } else if bit(bitmap, next) == Some(here) {
-            next = next.saturating_add(1);
-        } else {
-            break;
-        }
-    }
-    (
-        here,
-        u64::try_from(next.saturating_sub(number)).unwrap_or(1),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sectors_are_counted_from_the_highest_bit() {
-        let bitmap = [0b1110_0000, 0xff, 0, 0b0000_0001];
-        for (number, here, count) in [
-            (0, true, 3),
-            (2, true, 1),
-            (3, false, 5),
-            (8, true, 8),
-            (10, true, 6),
-            (16, false, 15),
-            (31, true, 1),
-        ] {
-            assert_eq!(sectors_alike(&bitmap, number), (here, count), "{number}");
-        }
+    fn a_damaged_footer_is_told_from_a_sound_one_and_from_none() {
+        let mut sound = vec![0; 600];
+        sound[88..96].copy_from_slice(COOKIE);
+        sound[100..104].copy_from_slice(&VERSION.to_be_bytes());
+        let sum = checksum(&sound[88..], 0x40);
+        sound[152..156].copy_from_slice(&sum.to_be_bytes());
+        assert!(is_footer(&sound[88..]) && damage(&sound).is_none());
+        let with = |at: usize, byte: u8| {
+            let mut bytes = sound.clone();
+            bytes[at] = byte;
+            damage(&bytes).map(|error| error.to_string())
+        };
+        assert!(with(599, 1).unwrap().contains("checksum"));
+        // Another version matters only where the mark is damaged too.
+        assert!(with(101, 9).unwrap().contains("checksum"));
+        assert!(with(88, b'X').unwrap().contains("mark"));
+        let mut bytes = sound.clone();
+        bytes[88..91].fill(0);
+        assert!(damage(&bytes).is_none());
+        bytes[88..96].copy_from_slice(b"connects");
+        bytes[101] = 9;
+        assert!(damage(&bytes).is_none());
+        assert!(damage(&sound[..599]).is_none() && damage(&sound[300..]).is_none());
+        assert!(damage(&[0; 512]).is_none());
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use header::{DYNAMIC, DiskType, Dynamic, FOOTER, Footer, SECTOR};
 
+use super::bitmap::{self, First};
+use super::cut::{Farthest, cut_off, noted, piece_end};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::{PageCache, Pages};
 use super::window::Window;
@@ -61,6 +63,12 @@ fn probe(sample: &Sample<'_>) -> Verdict {
     }
 }
 
+/// What is wrong with the footer of what would be a fixed image otherwise, and bytes of the disk before it.
+pub(crate) fn damaged_footer(sample: &Sample<'_>) -> Option<(Error, u64)> {
+    let damage = header::damage(sample.tail?)?;
+    Some((damage, sample.size.saturating_sub(FOOTER)))
+}
+
 fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
     let cache = PageCache::new(cx.cache.budget() / INDEX_PART);
     open_disk(below, &cache, cx).map(|(volume, _)| volume)
@@ -68,14 +76,14 @@ fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
 
 /// The disk in `below`, and what identifies it.
 fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, [u8; 16])> {
-    let footer = read_footer(below)?;
+    let (footer, note) = read_footer(below)?;
     let id = footer.unique_id;
     if footer.disk_type == DiskType::Fixed {
         let room = below.size().saturating_sub(FOOTER);
         if footer.size > room {
             let size = footer.size;
             let what = format!("a fixed disk of {size} bytes in a file with room for {room}");
-            return Err(Error::new(Kind::Corrupt, what));
+            return Err(cut_off(what));
         }
         let range = ByteRange::between(0, footer.size);
         return Ok((Window::read_only(NAME.to_owned(), below, range)?, id));
@@ -91,24 +99,32 @@ fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, [u8;
         dynamic,
         pages: cache.pages(below),
         parent,
+        note,
     };
     Ok((Mapped::volume(NAME, Arc::new(map), None, cx)?, id))
 }
 
-/// The footer; its copy at the start when there is none at the end, or a damaged one.
-fn read_footer(below: &Volume) -> Result<Footer> {
+/// The footer; its copy at the start when there is none at the end, or a damaged one, with what is to be
+/// said of that.
+fn read_footer(below: &Volume) -> Result<(Footer, Option<String>)> {
     let len = usize::try_from(FOOTER.min(below.size())).unwrap_or(0);
     let at = below.size().saturating_sub(FOOTER);
     let last = header::footer(&below.read_vec(at, len)?);
     let error = match last {
-        Ok(footer) => return Ok(footer),
+        Ok(footer) => return Ok((footer, None)),
         Err(error) => error,
     };
     let first = header::footer(&below.read_vec(0, len)?);
     match first {
         Ok(footer) => {
-            tracing::warn!("{NAME}: the footer at {at} is not used, but its copy at 0: {error}");
-            Ok(footer)
+            let note = match error.kind() {
+                Kind::NotThisFormat => {
+                    "there is no footer at the end: its copy at the start is used".to_owned()
+                }
+                _ => format!("the footer at {at} is not used, but its copy at 0: {error}"),
+            };
+            tracing::warn!("{NAME}: {note}");
+            Ok((footer, Some(note)))
         }
         // What is wrong with the one that is there.
         Err(first) if error.kind() == Kind::NotThisFormat => Err(first),
@@ -122,7 +138,7 @@ fn read_dynamic(below: &Volume, footer: &Footer) -> Result<Dynamic> {
     let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= size);
     if !inside(at, DYNAMIC) {
         let what = format!("the dynamic disk header at {at} is not within the {size} bytes");
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     let bytes = below.read_vec(at, usize::try_from(DYNAMIC).unwrap_or(0))?;
     let dynamic = header::dynamic(&bytes, footer.size)?;
@@ -134,7 +150,7 @@ fn read_dynamic(below: &Volume, footer: &Footer) -> Result<Dynamic> {
         let at = dynamic.table_offset;
         let what =
             format!("a block allocation table of {table} bytes at {at}, the file has {size}");
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     Ok(dynamic)
 }
@@ -148,9 +164,29 @@ struct Vhd {
     /// The table and the bitmaps.
     pages: Pages,
     parent: Option<Volume>,
+    /// What is to be said of the footer.
+    note: Option<String>,
 }
 
 impl Vhd {
+    /// Which block ends last in the file.
+    fn farthest(&self) -> Result<Farthest> {
+        let Dynamic {
+            block_size,
+            table_offset,
+            ..
+        } = self.dynamic;
+        let mut farthest = Farthest::new();
+        let blocks = (0, self.size.div_ceil(block_size));
+        farthest.look(&self.pages, table_offset, blocks, |number, entry| {
+            let sector = Some(u32::from_be_bytes(entry)).filter(|entry| *entry != UNUSED)?;
+            let at = u64::from(sector).saturating_mul(SECTOR);
+            let data = at.saturating_add(self.bitmap_len);
+            Some(piece_end(data, number, block_size, self.size))
+        })?;
+        Ok(farthest)
+    }
+
     /// What the sectors of a block are, whose bitmap lies at `bitmap`, from `offset` (in the disk) on.
     fn sectors(&self, start: u64, offset: u64, end: u64, bitmap: u64) -> Result<Run<'_>> {
         let below = self.pages.volume();
@@ -166,9 +202,9 @@ impl Vhd {
         let first = usize::try_from(sector & 7).unwrap_or(0);
         let left = self.bitmap_len.saturating_sub(sector >> 3);
         let most = usize::try_from(left).unwrap_or(1);
-        let (here, count) = self
-            .pages
-            .with(byte, 1, most, |bits| header::sectors_alike(bits, first))?;
+        let (here, count) = self.pages.with(byte, 1, most, |bits| {
+            bitmap::alike(bits, first, First::Highest)
+        })?;
         let until = sector.saturating_add(count).saturating_mul(SECTOR);
         let end = start.saturating_add(until).min(end);
         if here {
@@ -223,6 +259,14 @@ impl Map for Vhd {
             parent.stored(ByteRange::between(0, parent.size()))
         });
         Some(self.pages.volume().size().saturating_add(parent?))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let cut = noted(self.farthest(), "block", self.pages.volume().size());
+        let own = self.note.iter().cloned().chain(cut);
+        let parent = self.parent.iter().flat_map(Volume::notes);
+        own.chain(parent.map(|note| format!("parent: {note}")))
+            .collect()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::header::{Dynamic, utf16};
 use crate::bytes::hex;
-use crate::error::escape;
+use crate::error::{quote, quote_if_needed};
 use crate::layer::pages::PageCache;
 use crate::layer::winpath::candidates;
 use crate::source::OpenMode;
@@ -65,12 +65,12 @@ fn try_one(name: &str, dynamic: &Dynamic, cache: &PageCache, cx: &Cx) -> Result<
         .open(name.as_bytes(), "parent", OpenMode::ReadOnly)?;
     let inner = cx.of_referred(referred.references);
     let (volume, id) = super::open_disk(&referred.volume, cache, &inner)
-        .map_err(|error| error.in_layer(&format!("vhd {}", escape(name))))?;
+        .map_err(|error| error.in_layer(&format!("vhd {}", quote_if_needed(name))))?;
     if id != dynamic.parent_id {
         let what = format!(
-            "the parent \"{}\" is not the disk that this one was made from: its identity is {}, not \
+            "the parent {} is not the disk that this one was made from: its identity is {}, not \
              {}",
-            escape(name),
+            quote(name),
             hex(&id),
             hex(&dynamic.parent_id)
         );

@@ -3,6 +3,7 @@
 
 use super::crc32c::of_structure;
 use crate::bytes::{array, has, le16, le32, le64, slice};
+use crate::layer::cut::cut_off;
 use crate::layer::partition::guid::Guid;
 use crate::{Error, Kind, Result};
 
@@ -87,7 +88,7 @@ fn check(bytes: &[u8], signature: &[u8], what: &str) -> Result<()> {
 /// `Corrupt`, also for a wrong checksum; `Unsupported` for another version.
 pub(super) fn header(bytes: &[u8], at: u64) -> Result<Header> {
     let what = format!("the header at {at}");
-    let cut = || corrupt(format!("the file ends within {what}"));
+    let cut = || cut_off(format!("the file ends within {what}"));
     let bytes = slice(bytes, 0, HEADER).ok_or_else(cut)?;
     check(bytes, b"head", &what)?;
     let version = le16(bytes, 66).ok_or_else(cut)?;
@@ -136,7 +137,7 @@ pub(super) fn newer(first: Result<Header>, second: Result<Header>) -> Result<Hea
 /// `Unsupported` for a region that is required and not known; `Corrupt`.
 pub(super) fn regions(bytes: &[u8], at: u64, size: u64) -> Result<Regions> {
     let name = format!("the region table at {at}");
-    let cut = || corrupt(format!("the file ends within {name}"));
+    let cut = || cut_off(format!("the file ends within {name}"));
     let bytes = slice(bytes, 0, TABLE).ok_or_else(cut)?;
     check(bytes, b"regi", &name)?;
     let count = le32(bytes, 8).ok_or_else(cut)?;

@@ -18,6 +18,8 @@ use header::{HEADERS, Header, MIB, Regions, TABLE, TABLES, corrupt};
 use metadata::{Disk, Item};
 use overlay::Overlay;
 
+use super::bitmap::{self, First};
+use super::cut::{Farthest, cut_off, noted, piece_end};
 use super::mapped::{Map, Mapped, Run};
 use super::pages::{PageCache, Pages};
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
@@ -130,7 +132,7 @@ fn replayed(below: &Volume, header: &Header, cx: &Cx) -> Result<Volume> {
         let flushed = replay.flushed;
         let what =
             format!("the file had {flushed} bytes when its log was written, now it has {size}");
-        return Err(corrupt(what));
+        return Err(cut_off(what));
     }
     let count = replay.changes.len();
     tracing::info!("{NAME}: the log is replayed in memory, {count} changes");
@@ -227,6 +229,29 @@ struct Vhdx {
 }
 
 impl Vhdx {
+    /// Which block ends last in the file.
+    fn farthest(&self) -> Result<Farthest> {
+        let Disk { block, size, .. } = self.disk;
+        let ratio = self.disk.chunk_ratio();
+        let blocks = size.div_ceil(block);
+        let mut farthest = Farthest::new();
+        let mut first = 0_u64;
+        // Behind the entries of a chunk there is one for its sector bits.
+        while first < blocks && farthest.spend(ENTRY) {
+            let count = ratio.min(blocks.saturating_sub(first)).max(1);
+            let at = self.entry_at(self.disk.bat_index(first));
+            farthest.look(&self.pages, at, (first, count), |number, entry| {
+                let (State::Present(at) | State::Partly(at)) = State::of(u64::from_le_bytes(entry))
+                else {
+                    return None;
+                };
+                Some(piece_end(at, number, block, size))
+            })?;
+            first = first.saturating_add(count);
+        }
+        Ok(farthest)
+    }
+
     fn absent(&self, offset: u64, end: u64) -> Run<'_> {
         match &self.parent {
             Some(parent) => Run::of_parent(offset, end, parent),
@@ -276,7 +301,7 @@ impl Vhdx {
         let (here, count) = self
             .pages
             .with(bitmap.saturating_add(bit >> 3), 1, most, |bits| {
-                sectors_alike(bits, first)
+                bitmap::alike(bits, first, First::Lowest)
             })?;
         let until = sector.saturating_add(count);
         let end = until.saturating_mul(self.disk.sector).min(end);
@@ -333,6 +358,13 @@ impl Map for Vhdx {
         });
         Some(own.saturating_add(parent?))
     }
+
+    fn notes(&self) -> Vec<String> {
+        let cut = noted(self.farthest(), "block", self.pages.volume().size());
+        let parent = self.parent.iter().flat_map(Volume::notes);
+        let parent = parent.map(|note| format!("parent: {note}"));
+        cut.into_iter().chain(parent).collect()
+    }
 }
 
 /// The first entry of `bytes`, and how many from there on say the same, where none says where a block
@@ -352,47 +384,9 @@ fn alike(bytes: &[u8]) -> (State, u64) {
     (first, u64::try_from(count).unwrap_or(0).saturating_add(1))
 }
 
-/// Whether the sector that the bit `number` of `bits` stands for lies here, and how many from there on
-/// do as well or do not either; at least one. The lowest bit of a byte is the first.
-fn sectors_alike(bits: &[u8], number: usize) -> (bool, u64) {
-    let bit = |number: usize| {
-        let byte = bits.get(number >> 3)?;
-        Some(byte.checked_shr(u32::try_from(number & 7).ok()?)? & 1 != 0)
-    };
-    let here = bit(number).unwrap_or(false);
-    let whole = if here { 0xff } else { 0 };
-    let mut next = number.saturating_add(1);
-    loop {
-        if next & 7 == 0 && bits.get(next >> 3) == Some(&whole) {
-            next = next.saturating_add(8);
-        } else if bit(next) == Some(here) {
-            next = next.saturating_add(1);
-        } else {
-            break;
-        }
-    }
-    let count = u64::try_from(next.saturating_sub(number)).unwrap_or(1);
-    (here, count)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sectors_are_counted_from_the_lowest_bit() {
-        let bits = [0b0000_0111, 0xff, 0, 0b1000_0000];
-        for (number, here, count) in [
-            (0, true, 3),
-            (3, false, 5),
-            (8, true, 8),
-            (10, true, 6),
-            (16, false, 15),
-            (31, true, 1),
-        ] {
-            assert_eq!(sectors_alike(&bits, number), (here, count), "{number}");
-        }
-    }
 
     #[test]
     fn entries_without_a_place_are_counted() {

@@ -3,7 +3,7 @@
 
 use super::header::{corrupt, guid_text};
 use super::metadata::Locator;
-use crate::error::escape;
+use crate::error::{escape, quote, quote_if_needed};
 use crate::layer::pages::PageCache;
 use crate::layer::winpath::candidates;
 use crate::source::OpenMode;
@@ -40,14 +40,14 @@ fn try_one(name: &str, locator: &Locator, cache: &PageCache, cx: &Cx) -> Result<
         .open(name.as_bytes(), "parent", OpenMode::ReadOnly)?;
     let inner = cx.of_referred(referred.references);
     let (volume, id) = super::open_disk(&referred.volume, cache, &inner)
-        .map_err(|error| error.in_layer(&format!("vhdx {}", escape(name))))?;
+        .map_err(|error| error.in_layer(&format!("vhdx {}", quote_if_needed(name))))?;
     let id = guid_text(id);
     if !locator.linkage.contains(&id) {
         let wanted = locator.linkage.join(" or ");
         let what = format!(
-            "the parent \"{}\" is not what this disk was made from, or was written to since: it is \
+            "the parent {} is not what this disk was made from, or was written to since: it is \
              {id}, not {}",
-            escape(name),
+            quote(name),
             escape(&wanted)
         );
         return Err(corrupt(what));

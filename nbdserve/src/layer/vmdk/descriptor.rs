@@ -1,6 +1,6 @@
 //! Pure parser of a descriptor: a text that says which extents a disk is made of.
 
-use crate::error::escape;
+use crate::error::quote;
 use crate::{Error, Kind, Result};
 
 /// How a descriptor begins, in any case.
@@ -60,7 +60,7 @@ fn corrupt(what: String) -> Error {
 
 fn shown(text: &[u8]) -> String {
     let cut = text.get(..100).unwrap_or(text);
-    format!("\"{}\"", escape(&String::from_utf8_lossy(cut)))
+    quote(&String::from_utf8_lossy(cut))
 }
 
 /// The descriptor in `bytes`: up to the first zero.

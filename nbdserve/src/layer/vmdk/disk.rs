@@ -1,7 +1,6 @@
 //! A disk made of extents, with the disk below it of which it is a later state.
 
 use super::grain::number;
-use super::header::SECTOR;
 use super::sparse::{Grain, Sparse};
 use crate::layer::mapped::{Map, Place, Run};
 use crate::{ByteRange, Result, Volume};
@@ -124,7 +123,7 @@ impl Map for Disk {
                 volume.stored(range).or(Some(len))
             }
             Content::Sparse(sparse) => {
-                let stored = sparse.file().size().saturating_sub(SECTOR);
+                let stored = sparse.file().size().saturating_sub(sparse.header.overhead);
                 // Deflate makes data shrink to about a half.
                 let shrunk = u32::from(sparse.header.compressed);
                 stored.checked_shl(shrunk)
@@ -136,5 +135,22 @@ impl Map for Disk {
         };
         let whole = ByteRange::between(0, parent.size());
         Some(own.saturating_add(parent.stored(whole)?))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let several = self.extents.len() > 1;
+        let own = (1_u64..).zip(&self.extents).filter_map(|(number, extent)| {
+            let Content::Sparse(sparse) = &extent.content else {
+                return None;
+            };
+            let note = sparse.note()?;
+            Some(match several {
+                true => format!("extent {number}: {note}"),
+                false => note,
+            })
+        });
+        let parent = self.parent.iter().flat_map(Volume::notes);
+        own.chain(parent.map(|note| format!("parent: {note}")))
+            .collect()
     }
 }

@@ -7,6 +7,7 @@ use super::header::{self, MARKER, SECTOR};
 use super::sparse::{Grain, Sparse};
 use crate::bytes::{array, slice};
 use crate::cache::{Decode, Job};
+use crate::layer::cut::cut_off;
 use crate::sys::zlib::{Inflate, Place, Stop, adler32};
 use crate::{Error, Kind, Result};
 
@@ -89,7 +90,8 @@ impl Target<'_> {
         let mut bytes = file.read_vec(at.min(file.size()), usize::try_from(guess).unwrap_or(0))?;
         let Some((sector, size)) = header::marker(&bytes) else {
             let size = file.size();
-            return Err(self.corrupt(&format!("it lies at {at}, the file has {size} bytes")));
+            let what = format!("it lies at {at}, the file has {size} bytes");
+            return Err(cut_off(format!("grain {}: {what}", self.grain)));
         };
         if sector.checked_mul(SECTOR) != Some(self.offset) {
             let own = self.offset / SECTOR;
@@ -97,9 +99,13 @@ impl Target<'_> {
             return Err(self.corrupt(&what));
         }
         let end = MARKER.saturating_add(size);
-        if size == 0 || end > most.max(SECTOR) || end > left {
+        if size == 0 || end > most.max(SECTOR) {
             let what = format!("{size} compressed bytes at {at}, which cannot be");
             return Err(self.corrupt(&what));
+        }
+        if end > left {
+            let what = format!("{size} compressed bytes at {at}, of which {left} are there");
+            return Err(cut_off(format!("grain {}: {what}", self.grain)));
         }
         let have = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if end > have {
@@ -199,8 +205,7 @@ impl Decode for Grains {
             return Ok(());
         }
         let packed = target.read(job)?;
-        let spare = job.take_spare_decoder();
-        let spare = spare.and_then(|spare| spare.downcast::<Inflate>().ok());
+        let spare = job.take_spare_decoder::<Inflate>();
         let mut inflate = match spare {
             Some(spare) => spare,
             None => Box::new(Inflate::new().map_err(|failure| {

@@ -2,6 +2,7 @@
 //! hold the format's rules out. All numbers are little-endian; lengths are in sectors of 512 bytes.
 
 use crate::bytes::{has, le16, le32, le64};
+use crate::layer::cut::cut_off;
 use crate::{Error, Kind, Result};
 
 /// Bytes of a sector.
@@ -49,6 +50,8 @@ pub(super) struct Header {
     pub(super) second: Option<u64>,
     /// Where the descriptor lies, and how long it is; empty when there is none.
     pub(super) descriptor: (u64, u64),
+    /// What lies before the first grain, as the header says: tables of a large disk are many MiB.
+    pub(super) overhead: u64,
     /// The entry 1 of a grain table stands for a grain of zeroes.
     pub(super) has_zero_grains: bool,
     /// Grains are compressed, each behind a marker.
@@ -77,7 +80,7 @@ fn unsupported(what: impl Into<String>) -> Error {
 }
 
 fn cut() -> Error {
-    corrupt(format!("the file ends within a header of {HEADER} bytes"))
+    cut_off(format!("the file ends within a header of {HEADER} bytes"))
 }
 
 /// So many sectors in bytes.
@@ -134,6 +137,8 @@ fn sparse(bytes: &[u8]) -> Result<Header> {
     );
     let gtes = u64::from(word(44)?);
     let (second, directory) = (long(48)?, long(56)?);
+    // Only for an estimate.
+    let overhead = long(64)?.saturating_mul(SECTOR);
     let packing = le16(bytes, 77).ok_or_else(cut)?;
     if flags & 1 != 0 && !has(bytes, 73, b"\n \r\n") {
         let what = "line ends in the header have changed: the file was copied as if it were text";
@@ -175,6 +180,7 @@ fn sparse(bytes: &[u8]) -> Result<Header> {
         directory,
         second,
         descriptor,
+        overhead: overhead.max(HEADER),
         has_zero_grains: flags & HAS_ZERO_GRAINS != 0,
         compressed,
     })
@@ -195,6 +201,7 @@ fn cowd(bytes: &[u8]) -> Result<Header> {
         directory: Some(word(20)?.saturating_mul(SECTOR)),
         second: None,
         descriptor: (0, 0),
+        overhead: HEADER,
         has_zero_grains: false,
         compressed: false,
     };
@@ -221,7 +228,7 @@ pub(super) fn footer(bytes: &[u8]) -> Result<Header> {
     };
     if !is_marker(0, 3) || !is_marker(1024, 0) || le64(bytes, 1024) != Some(0) {
         let what = "the footer is not at the end: the file is cut short, or goes on behind it";
-        return Err(corrupt(what));
+        return Err(cut_off(what));
     }
     let footer = header(bytes.get(512..).unwrap_or(&[])).map_err(|error| {
         corrupt("the footer, which says where the grains are, is damaged").caused_by(error)

@@ -20,11 +20,12 @@ use grain::Grains;
 use header::SECTOR;
 use sparse::Sparse;
 
+use super::cut::cut_off;
 use super::mapped::{Mapped, Packed};
 use super::pages::PageCache;
 use super::winpath::candidates;
 use super::{Args, Confidence, INDEX_PART, LayerType, Sample, Verdict};
-use crate::error::escape;
+use crate::error::{quote, quote_if_needed};
 use crate::source::OpenMode;
 use crate::{Cx, Error, Kind, Result, Volume};
 
@@ -125,7 +126,7 @@ fn read_descriptor(below: &Volume, at: u64, len: u64) -> Result<Descriptor> {
     if at.checked_add(len).is_none_or(|end| end > below.size()) {
         let size = below.size();
         let what = format!("a descriptor of {len} bytes at {at}, the file has {size}");
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     if len > descriptor::LONGEST {
         let most = descriptor::LONGEST;
@@ -183,9 +184,9 @@ fn open_extent(
 ) -> Result<Content> {
     let open = |name: &[u8]| cx.references.open(name, "extent", OpenMode::ReadOnly);
     let short = |name: &[u8], has: u64, needs: u64| {
-        let name = escape(&String::from_utf8_lossy(name));
-        let what = format!("extent \"{name}\" has {has} bytes, the descriptor needs {needs}");
-        Error::new(Kind::Corrupt, what)
+        let name = quote(&String::from_utf8_lossy(name));
+        let what = format!("extent {name} has {has} bytes, the descriptor needs {needs}");
+        cut_off(what)
     };
     match content {
         descriptor::Content::Zero => Ok(Content::Zero),
@@ -201,12 +202,12 @@ fn open_extent(
         descriptor::Content::Sparse(file) => {
             let volume = open(file)?.volume;
             let sparse = Sparse::open(&volume, cache).map_err(|error| {
-                let name = escape(&String::from_utf8_lossy(file));
+                let name = quote(&String::from_utf8_lossy(file));
                 let kind = match error.kind() {
                     Kind::NotThisFormat => Kind::Corrupt,
                     kind => kind,
                 };
-                Error::new(kind, format!("extent \"{name}\" cannot be used")).caused_by(error)
+                Error::new(kind, format!("extent {name} cannot be used")).caused_by(error)
             })?;
             if sparse.header.capacity < len {
                 return Err(short(file, sparse.header.capacity, len));
@@ -245,14 +246,15 @@ fn open_parent(descriptor: &Descriptor, cid: u32, cache: &PageCache, cx: &Cx) ->
 
 fn try_parent(name: &[u8], cid: u32, cache: &PageCache, cx: &Cx) -> Result<Volume> {
     let referred = cx.references.open(name, "parent", OpenMode::ReadOnly)?;
-    let name = escape(&String::from_utf8_lossy(name));
+    let name = String::from_utf8_lossy(name);
     let inner = cx.of_referred(referred.references);
     let (volume, found) = open_disk(&referred.volume, cache, &inner)
-        .map_err(|error| error.in_layer(&format!("{NAME} {name}")))?;
+        .map_err(|error| error.in_layer(&format!("{NAME} {}", quote_if_needed(&name))))?;
     if found != Some(cid) {
+        let shown = quote(&name);
         let found = found.map_or("none".to_owned(), |found| format!("{found:08x}"));
         let what = format!(
-            "the parent \"{name}\" was changed since this snapshot was made from it: its content ID \
+            "the parent {shown} was changed since this snapshot was made from it: its content ID \
              is {found}, not {cid:08x}"
         );
         return Err(Error::new(Kind::Corrupt, what));

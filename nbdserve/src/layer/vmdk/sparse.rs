@@ -1,7 +1,8 @@
 //! A sparse extent: a directory of tables of grains.
 
-use super::header::{self, ENTRY, FOOTER, HEADER, Header, SECTOR};
+use super::header::{self, ENTRY, FOOTER, HEADER, Header, MARKER, SECTOR};
 use crate::bytes::le32;
+use crate::layer::cut::{Farthest, cut_off, noted, piece_end};
 use crate::layer::pages::{PageCache, Pages};
 use crate::{Error, Kind, Result, Volume};
 
@@ -70,7 +71,7 @@ impl Sparse {
             let (at, size) = (header.directory.unwrap_or(0), file.size());
             let what =
                 format!("a grain directory of {len} bytes at {at}, the file has {size} bytes");
-            return Err(Error::new(Kind::Corrupt, what));
+            return Err(cut_off(what));
         };
         header.second = second;
         Ok(Self {
@@ -130,7 +131,63 @@ impl Sparse {
         }
         let at = bad.unwrap_or(0);
         let what = format!("grain table {number} at {at} is not within the {size} bytes");
-        Err(Error::new(Kind::Corrupt, what))
+        Err(cut_off(what))
+    }
+
+    /// What is to be said when the file ends before what its tables point at.
+    pub(super) fn note(&self) -> Option<String> {
+        noted(self.farthest(), "grain", self.file().size())
+    }
+
+    /// Which grain ends last in the file.
+    fn farthest(&self) -> Result<Farthest> {
+        let Header {
+            grain,
+            capacity,
+            gtes,
+            compressed,
+            ..
+        } = self.header;
+        let mut farthest = Farthest::new();
+        let mut next = 0_u64;
+        while next < self.header.tables() {
+            let number = next;
+            let Some(at) = self.table(number)? else {
+                let grains = self.absent(number, 0, capacity)?;
+                // Of whole tables, so at least one.
+                let tables = grains.checked_div(gtes).unwrap_or(1).max(1);
+                next = number.saturating_add(tables);
+                if !farthest.spend(tables.saturating_mul(ENTRY)) {
+                    break;
+                }
+                continue;
+            };
+            next = number.saturating_add(1);
+            if !farthest.spend(ENTRY) {
+                break;
+            }
+            let first = number.saturating_mul(gtes);
+            let grains = capacity.div_ceil(grain).saturating_sub(first).min(gtes);
+            farthest.look(&self.pages, at, (first, grains), |number, entry| {
+                let Grain::At(at) = self.grain(u32::from_le_bytes(entry)) else {
+                    return None;
+                };
+                Some(match compressed {
+                    true => at.saturating_add(MARKER),
+                    false => piece_end(at, number, grain, capacity),
+                })
+            })?;
+        }
+        if let (true, Some((number, end))) = (compressed, farthest.last())
+            && end <= self.file().size()
+        {
+            // How long it is only its marker says.
+            let len = usize::try_from(MARKER).unwrap_or(0);
+            let marker = self.file().read_vec(end.saturating_sub(MARKER), len)?;
+            let size = header::marker(&marker).map_or(0, |(_, size)| size);
+            farthest.add(number, end.saturating_add(size));
+        }
+        Ok(farthest)
     }
 
     /// How many grains there are no tables for, from the grain `index` of the table `first` on.

@@ -4,6 +4,8 @@ use super::index::{Block, Index};
 use crate::cache::{Decode, Job};
 use crate::layer::decoded::Layout;
 use crate::layer::input::Input;
+use crate::layer::numbered;
+use crate::layer::scan::wide;
 use crate::sys::lzma::{BlockDecoder, BlockHeader, Failure};
 use crate::{ByteRange, Error, Index as IndexIn, Kind, Result, Volume};
 
@@ -48,8 +50,7 @@ impl XzBlocks {
     }
 
     fn existing(&self, number: u64) -> Result<Block> {
-        self.block(number)
-            .ok_or_else(|| Error::new(Kind::OutOfRange, format!("there is no block {number}")))
+        self.block(number).ok_or_else(|| numbered::missing(number))
     }
 
     /// Decodes the Block Header at the start of `bytes`: the header, its size, and the memory of
@@ -119,17 +120,9 @@ impl Decode for XzBlocks {
     }
 
     fn describe(&self, number: u64) -> String {
-        self.block(number).map_or_else(
-            || format!("block {number}"),
-            |block| {
-                format!(
-                    "block {number} at {} (bytes {}..{} of the image)",
-                    block.at,
-                    block.start,
-                    block.start.saturating_add(block.len)
-                )
-            },
-        )
+        let block = self.block(number);
+        let place = block.map(|block| (block.at, block.decoded()));
+        numbered::called(number, place)
     }
 
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {
@@ -146,7 +139,6 @@ impl Decode for XzBlocks {
         input.consume(header_size);
         let mut decoder = job
             .take_spare_decoder()
-            .and_then(|spare| spare.downcast::<BlockDecoder>().ok())
             .unwrap_or_else(|| Box::new(BlockDecoder::new()));
         let mut out: u64 = 0;
         decoder
@@ -191,11 +183,11 @@ impl Layout for XzBlocks {
     }
 
     fn count(&self) -> u64 {
-        u64::try_from(self.index.count()).unwrap_or(u64::MAX)
+        wide(self.index.count())
     }
 
     fn find(&self, offset: u64) -> u64 {
-        u64::try_from(self.index.find(offset)).unwrap_or(u64::MAX)
+        wide(self.index.find(offset))
     }
 
     fn encoded(&self, number: u64) -> u64 {

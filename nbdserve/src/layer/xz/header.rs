@@ -1,6 +1,7 @@
 //! The fixed parts of an .xz file: Stream Header, Stream Footer and Index, as in "The .xz File
 //! Format" 1.2.1 (section numbers below are its). Pure: bytes in, values or an error out.
 
+use crate::layer::cut::cut_off;
 use crate::sys::lzma;
 use crate::{Error, Kind, Result};
 
@@ -98,7 +99,7 @@ pub(super) fn stream_footer(bytes: &[u8], at: u64) -> Result<StreamFooter> {
         let what = format!(
             "no stream footer at {at}: the file is truncated, or something else follows it"
         );
-        return Err(Error::new(Kind::Corrupt, what));
+        return Err(cut_off(what));
     }
     if lzma::crc32(&[b0, b1, b2, b3, f0, f1], 0) != u32::from_le_bytes([c0, c1, c2, c3]) {
         return corrupt("wrong CRC of the stream footer");

@@ -39,6 +39,11 @@ impl Block {
     pub(super) fn range(&self) -> ByteRange {
         ByteRange::between(self.at, self.at.saturating_add(self.total()))
     }
+
+    /// Its decoded bytes.
+    pub(super) fn decoded(&self) -> ByteRange {
+        ByteRange::between(self.start, self.start.saturating_add(self.len))
+    }
 }
 
 /// All blocks of all streams, in order.

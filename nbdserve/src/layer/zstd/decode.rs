@@ -6,6 +6,7 @@ use super::table::Check;
 use crate::cache::{Decode, Job};
 use crate::layer::decoded::Layout;
 use crate::layer::input::Input;
+use crate::layer::numbered;
 use crate::layer::scan::narrow;
 use crate::layer::spans::{Span, Spans};
 use crate::store::Place;
@@ -50,7 +51,7 @@ impl ZstdBlocks {
     fn existing(&self, number: u64) -> Result<Span> {
         self.spans
             .get(number)
-            .ok_or_else(|| Error::new(Kind::OutOfRange, format!("there is no block {number}")))
+            .ok_or_else(|| numbered::missing(number))
     }
 
     /// The memory that the decoder of a block takes.
@@ -125,8 +126,7 @@ impl ZstdBlocks {
         if !job.start(memory.saturating_add(INPUT.min(span.range.len())))? {
             return Ok(());
         }
-        let spare = job.take_spare_decoder();
-        let spare = spare.and_then(|spare| spare.downcast::<Decoder>().ok());
+        let spare = job.take_spare_decoder::<Decoder>();
         // One that has grown beyond what is accounted is of no use here.
         let mut decoder = match spare.filter(|spare| spare.memory() <= memory) {
             Some(decoder) => decoder,
@@ -164,17 +164,8 @@ impl Decode for ZstdBlocks {
     }
 
     fn describe(&self, number: u64) -> String {
-        self.spans.get(number).map_or_else(
-            || format!("block {number}"),
-            |span| {
-                format!(
-                    "block {number} at {} (bytes {}..{} of the image)",
-                    span.range.start(),
-                    span.start,
-                    span.start.saturating_add(span.len)
-                )
-            },
-        )
+        let place = self.spans.get(number).map(Span::place);
+        numbered::called(number, place)
     }
 
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()> {

@@ -93,7 +93,7 @@ pub(super) fn find(
                     .then(|| le32(bytes, 8))
                     .flatten();
                 hint = says.map(u64::from).filter(|_| !how.walk);
-                at = finder.end(at, size)?;
+                at = finder.scan.end(at, size)?;
             }
             Start::Frame(header) => {
                 at = finder.frame(at, &header, hint.take(), measure)?;
@@ -121,20 +121,6 @@ struct Blocks {
 }
 
 impl Finder<'_, '_> {
-    /// The end of what begins at `at` and has `size` bytes.
-    fn end(&self, at: u64, size: u64) -> Result<u64> {
-        let file = self.scan.size();
-        at.checked_add(size)
-            .filter(|end| *end <= file)
-            .ok_or_else(|| {
-                let what = format!(
-                    "the file is truncated: what begins at {at} has {size} bytes, the file ends at \
-                     {file}"
-                );
-                Error::new(Kind::Corrupt, what)
-            })
-    }
-
     /// Adds the frame at `at`; where it ends.
     fn frame(
         &mut self,
@@ -252,10 +238,12 @@ impl Finder<'_, '_> {
             let block = header::block(bytes, next, header)?;
             blocks.content = blocks.content.saturating_add(block.content);
             blocks.exact &= block.exact;
-            next = self.end(next, BLOCK_HEADER.saturating_add(block.encoded))?;
+            next = self
+                .scan
+                .end(next, BLOCK_HEADER.saturating_add(block.encoded))?;
             self.tell(next);
             if block.last {
-                blocks.end = Some(self.end(next, header.trailer())?);
+                blocks.end = Some(self.scan.end(next, header.trailer())?);
                 return Ok(blocks);
             }
         }

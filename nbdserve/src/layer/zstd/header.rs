@@ -2,6 +2,7 @@
 //! values or an error out.
 
 use crate::bytes::{array, le32};
+use crate::layer::cut::cut_off;
 use crate::{Error, Kind, Result};
 
 /// Magic_Number of a Zstandard frame (3.1.1).
@@ -219,7 +220,9 @@ pub(super) fn block(bytes: &[u8], at: u64, frame: &FrameHeader) -> Result<BlockH
         Err(Error::new(Kind::Corrupt, what))
     };
     let Some([b0, b1, b2]) = array::<3>(bytes, 0) else {
-        return corrupt("the file is truncated: there is no block");
+        return Err(cut_off(format!(
+            "the file is truncated: there is no block at {at}"
+        )));
     };
     let value = u32::from_le_bytes([b0, b1, b2, 0]);
     let size = u64::from(value >> 3);

@@ -11,16 +11,16 @@ use super::header::FrameHeader;
 use super::stream::{Decoder, Frames, INPUT};
 use crate::cache::{Blocks, OpeningMemory, Shelf, Sink, Stored};
 use crate::layer::input::Input;
+use crate::layer::recent::Recent;
 use crate::layer::scan::wide;
 use crate::{ByteRange, Cx, Error, Result, Volume};
 
 /// Bytes that are counted at once.
 const COUNTED: usize = 256 << 10;
-/// Units of at most so many bytes that decode to this many times as much are remembered, up to so
-/// many: a disk that is mostly empty has thousands that are the same.
+/// Some units of at most so many bytes that decode to this many times as much are remembered: a disk
+/// that is mostly empty has thousands that are the same.
 const ALIKE_LONGEST: u64 = 64 << 10;
 const ALIKE_RATIO: u64 = 100;
-const ALIKE_MOST: usize = 8;
 /// Progress is told this often.
 const TELL: Duration = Duration::from_millis(300);
 
@@ -178,7 +178,7 @@ struct Work<'a> {
     /// The first unit that failed, in the order of the file.
     failed: Mutex<Option<(usize, Error)>>,
     /// The bytes of some units, and what they decode to: frames depend on nothing else.
-    alike: Mutex<Vec<(Vec<u8>, u64)>>,
+    alike: Mutex<Recent<(Vec<u8>, u64)>>,
 }
 
 impl Work<'_> {
@@ -213,21 +213,20 @@ impl Work<'_> {
         let bytes = self
             .below
             .read_vec(range.start(), usize::try_from(range.len()).unwrap_or(0))?;
-        let alike = |(other, _): &&(Vec<u8>, u64)| *other == bytes;
-        let known = self.alike().iter().find(alike).map(|(_, len)| *len);
+        let alike = |(other, _): &(Vec<u8>, u64)| *other == bytes;
+        let known = self.alike().find(alike).map(|(_, len)| *len);
         if let Some(len) = known {
             self.tell(range.len());
             return Ok(len);
         }
         let len = self.count(unit)?;
-        let mut alike = self.alike();
-        if len / ALIKE_RATIO >= range.len() && alike.len() < ALIKE_MOST {
-            alike.push((bytes, len));
+        if len / ALIKE_RATIO >= range.len() {
+            self.alike().add((bytes, len));
         }
         Ok(len)
     }
 
-    fn alike(&self) -> MutexGuard<'_, Vec<(Vec<u8>, u64)>> {
+    fn alike(&self) -> MutexGuard<'_, Recent<(Vec<u8>, u64)>> {
         self.alike.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -58,7 +58,7 @@ impl fmt::Display for FsInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.detail.as_deref().unwrap_or(&self.name))?;
         if let Some(label) = &self.label {
-            write!(f, " \"{}\"", crate::error::escape(label))?;
+            write!(f, " {}", crate::error::quote(label))?;
         }
         Ok(())
     }

@@ -9,18 +9,10 @@ use reqwest::{StatusCode, Version};
 
 use super::address::Address;
 use super::failure::Failure;
-use super::headers::{ContentRange, Same, Validator, retry_after};
+use super::headers::{ContentRange, Validator, retry_after};
 use super::multipart;
+pub(super) use super::version::{Source, same_length};
 use crate::{ByteRange, Error, Kind};
-
-/// The version of the file that was opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Source {
-    /// Number of bytes.
-    pub(super) size: u64,
-    /// What every further answer is compared with.
-    pub(super) validator: Validator,
-}
 
 /// What an answer to a request for several ranges holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,15 +89,15 @@ impl Head<'_> {
                 let Some(field) = ContentRange::of(self.headers) else {
                     return Err(Failure::Final(self.wrong_range(asked)));
                 };
-                self.same_length(field.total, source)?;
-                self.same_version(source)?;
+                source.same_length(self.from, field.total)?;
+                source.same_version(self.from, self.headers)?;
                 self.within(asked, field)
             }
             StatusCode::OK => {
                 self.plain_bytes()?;
-                self.same_version(source)?;
+                source.same_version(self.from, self.headers)?;
                 if source.validator.is_none() {
-                    self.same_length(self.length(), source)?;
+                    source.same_length(self.from, self.length())?;
                 }
                 if asked.len() == source.size && self.length() == Some(source.size) {
                     return Ok(asked);
@@ -117,9 +109,9 @@ impl Head<'_> {
                 );
                 Err(Failure::Final(Error::new(Kind::Io, what)))
             }
-            StatusCode::PRECONDITION_FAILED => Err(self.precondition_failed(source)),
+            StatusCode::PRECONDITION_FAILED => Err(source.gone(self.from, self.status)),
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                self.same_length(self.total(), source)?;
+                source.same_length(self.from, self.total())?;
                 let what = format!(
                     "{} refuses {asked} of {} bytes: {}",
                     self.from, source.size, self.status
@@ -143,7 +135,7 @@ impl Head<'_> {
         match self.status {
             StatusCode::PARTIAL_CONTENT => {
                 self.not_encoded()?;
-                self.same_version(source)?;
+                source.same_version(self.from, self.headers)?;
                 let media_type = self.headers.get(CONTENT_TYPE);
                 let media_type = media_type.and_then(|value| value.to_str().ok());
                 if let Some(boundary) = media_type.and_then(multipart::boundary) {
@@ -159,22 +151,22 @@ impl Head<'_> {
                 else {
                     return useless("it sends parts without their places".to_owned());
                 };
-                self.same_length(total, source)?;
+                source.same_length(self.from, total)?;
                 one(range)
             }
             StatusCode::OK => {
                 self.plain_bytes()?;
-                self.same_version(source)?;
+                source.same_version(self.from, self.headers)?;
                 if self.length() != Some(source.size) {
                     return useless(format!("it sends all of it ({})", self.length_text()));
                 }
                 one(ByteRange::between(0, source.size))
             }
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                self.same_length(self.total(), source)?;
+                source.same_length(self.from, self.total())?;
                 useless(self.status.to_string())
             }
-            StatusCode::PRECONDITION_FAILED => Err(self.precondition_failed(source)),
+            StatusCode::PRECONDITION_FAILED => Err(source.gone(self.from, self.status)),
             _ => match self.refused() {
                 Failure::Final(_) => useless(self.status.to_string()),
                 failure => Err(failure),
@@ -257,15 +249,6 @@ impl Head<'_> {
             .ok_or_else(|| Failure::Final(self.wrong_range(asked)))
     }
 
-    fn precondition_failed(&self, source: &Source) -> Failure {
-        changed(format!(
-            "{} is no longer the file with {}: the server answers {}",
-            self.from,
-            source.validator.describe(),
-            self.status
-        ))
-    }
-
     fn wrong_range(&self, asked: ByteRange) -> Error {
         let what = match ContentRange::of(self.headers) {
             Some(ContentRange {
@@ -281,29 +264,6 @@ impl Head<'_> {
             Kind::Io,
             format!("asked for {asked}, {} answers with {what}", self.from),
         )
-    }
-
-    fn same_version(&self, source: &Source) -> Result<(), Failure> {
-        let now = Validator::of(self.headers);
-        let (was, is) = (source.validator.describe(), now.describe());
-        match source.validator.compare(&now) {
-            Same::Yes => Ok(()),
-            Same::No => Err(changed(format!(
-                "{} has changed while it was read: it was opened with {was}, now it has {is}",
-                self.from
-            ))),
-            Same::Unproven => Err(Failure::Final(Error::new(
-                Kind::Io,
-                format!(
-                    "{} was opened with {was}; an answer with {is} cannot be checked",
-                    self.from
-                ),
-            ))),
-        }
-    }
-
-    fn same_length(&self, total: Option<u64>, source: &Source) -> Result<(), Failure> {
-        same_length(self.from, total, source.size)
     }
 
     /// Neither encoded nor a page for a browser.
@@ -359,22 +319,8 @@ impl Head<'_> {
     }
 }
 
-/// Whether a file of `size` bytes can be meant by a range of one of `total`.
-pub(super) fn same_length(from: &Address, total: Option<u64>, size: u64) -> Result<(), Failure> {
-    match total {
-        Some(total) if total != size => Err(changed(format!(
-            "{from} has changed while it was read: it had {size} bytes, now it has {total}"
-        ))),
-        _ => Ok(()),
-    }
-}
-
 /// What to do when a file cannot be read in parts.
 const DOWNLOAD: &str = "--download fetches it once, into a temporary file";
-
-fn changed(what: String) -> Failure {
-    Failure::Changed(Error::new(Kind::Changed, what).hint("unmount it and open it again"))
-}
 
 #[cfg(test)]
 mod tests {

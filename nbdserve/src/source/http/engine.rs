@@ -1,13 +1,14 @@
 //! Readers on one side, fetches on the other, and the store between them.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
 use super::disk::Disk;
 use super::fetch::{self, Landing};
+use super::flights::{Flight, Flights};
 use super::parts::Remotes;
 use super::remote::Body;
 use super::sets;
@@ -62,28 +63,11 @@ pub(super) struct Limits {
 struct State {
     store: Store,
     streams: Streams,
-    /// In the order in which they were asked for.
-    flights: Vec<Flight>,
-    next_id: u64,
+    flights: Flights,
     /// Bytes that have arrived, of all flights.
     arrived: u64,
     /// Why nothing can be read any more.
     dead: Option<Error>,
-}
-
-/// A range that is being fetched or waits to be. No byte is in two of them.
-#[derive(Debug)]
-struct Flight {
-    id: u64,
-    range: ByteRange,
-    /// One past the last page that has arrived.
-    at: u64,
-    started: bool,
-    /// A reader waits for it.
-    urgent: bool,
-    /// The first of those that are asked for with it in one request.
-    set: Option<u64>,
-    failed: Arc<OnceLock<Error>>,
 }
 
 impl Engine {
@@ -100,8 +84,7 @@ impl Engine {
         let state = State {
             store: Store::new(size, limits.memory),
             streams: Streams::new(size, limits.longest_guess()),
-            flights: Vec::new(),
-            next_id: 0,
+            flights: Flights::default(),
             arrived: 0,
             dead: None,
         };
@@ -124,7 +107,7 @@ impl Engine {
         }
         let mut state = self.lock();
         let range = state.store.pages(body.range);
-        state.add(range, true);
+        state.flights.add(range, true);
         self.start_waiting(&mut state, Some(body));
     }
 
@@ -197,7 +180,7 @@ impl Engine {
     pub(super) fn hint(self: &Arc<Self>, ranges: &[ByteRange]) {
         let mut state = self.lock();
         let many = state.flights.len() >= MOST_FLIGHTS;
-        if state.dead.is_some() || many || state.requests(false) >= MOST_WAITING {
+        if state.dead.is_some() || many || state.flights.requests(false) >= MOST_WAITING {
             return;
         }
         let longest = self.limits.longest_get();
@@ -219,7 +202,7 @@ impl Engine {
         let gaps: Vec<_> = gaps.collect();
         for ranges in self.remote.by_file(&gaps) {
             for ranges in ranges.chunks(MOST_RANGES) {
-                state.add_set(ranges, false);
+                state.flights.add_set(ranges, false);
             }
         }
         self.start_waiting(&mut state, None);
@@ -242,14 +225,15 @@ impl Engine {
         if is_set && self.remote.sets().may_be() {
             // What is there already cuts it into pieces: still one request.
             for ranges in self.remote.by_file(&gaps) {
-                state.add_set(&ranges, urgent);
+                state.flights.add_set(&ranges, urgent);
             }
             return self.start_waiting(state, None);
         }
         for mut gap in gaps {
             while !gap.is_empty() {
                 let end = gap.start().saturating_add(longest).min(gap.end());
-                state.add_merged(ByteRange::between(gap.start(), end), urgent, longest);
+                let part = ByteRange::between(gap.start(), end);
+                state.flights.add_merged(part, urgent, longest);
                 gap = ByteRange::between(end, gap.end());
             }
         }
@@ -260,24 +244,21 @@ impl Engine {
     /// is the answer that the first of them already has.
     fn start_waiting(self: &Arc<Self>, state: &mut MutexGuard<'_, State>, mut body: Option<Body>) {
         while state.dead.is_none() {
-            let active = state.requests(true);
-            let waiting = |urgent: bool| {
-                let wanted = move |flight: &Flight| !flight.started && flight.urgent == urgent;
-                state.flights.iter().position(wanted)
-            };
-            let next = match waiting(true) {
+            let active = state.flights.requests(true);
+            let flights = &mut state.flights;
+            let next = match flights.waiting(true) {
                 Some(next) if active < MOST_IN_FLIGHT => Some(next),
-                None if active < MOST_IN_FLIGHT - KEPT_FOR_READERS => waiting(false),
+                None if active < MOST_IN_FLIGHT - KEPT_FOR_READERS => flights.waiting(false),
                 _ => None,
             };
             let Some(next) = next else { return };
-            let urgent = state.flights[next].urgent;
-            let set = state.set_of(next);
+            let urgent = flights.is_urgent(next);
+            let set = flights.set_of(next);
             if set.len() > 1 && !self.remote.sets().may_be() {
-                set.into_iter().for_each(|at| state.flights[at].set = None);
+                flights.part(&set);
                 continue;
             }
-            let ranges: Vec<_> = set.iter().map(|at| state.flights[*at].range).collect();
+            let ranges = flights.ranges(&set);
             if !urgent && !self.leaves_room(state, &ranges) {
                 return;
             }
@@ -287,9 +268,8 @@ impl Engine {
             };
             let mut landings = Vec::new();
             for (at, memories) in set.into_iter().zip(memories) {
-                let flight = &mut state.flights[at];
-                flight.started = true;
-                landings.push(Landing::new(flight.id, flight.range, memories));
+                let (id, range) = state.flights.start(at);
+                landings.push(Landing::new(id, range, memories));
             }
             let engine = Arc::clone(self);
             match landings.pop() {
@@ -306,9 +286,9 @@ impl Engine {
 
     /// Whether what a hint asks for leaves a quarter of the store to readers.
     fn leaves_room(&self, state: &State, ranges: &[ByteRange]) -> bool {
-        let started = state.flights.iter().filter(|flight| flight.started);
-        let flying = started.map(|flight| flight.range);
-        let chunks: BTreeSet<u64> = flying
+        let chunks: BTreeSet<u64> = state
+            .flights
+            .started()
             .chain(ranges.iter().copied())
             .flat_map(chunks)
             .collect();
@@ -325,12 +305,7 @@ impl Engine {
         } else {
             to / PAGE * PAGE
         };
-        let Some(flight) = state.flights.iter_mut().find(|flight| flight.id == id) else {
-            return;
-        };
-        let new = ByteRange::between(flight.at, whole);
-        if !new.is_empty() {
-            flight.at = whole;
+        if let Some(new) = state.flights.advance(id, whole) {
             state.store.fill(new);
             if let Some(disk) = &self.disk {
                 disk.keep(new, |index| state.store.memory(index));
@@ -342,10 +317,9 @@ impl Engine {
     /// The flight `id` is over.
     pub(super) fn ended(self: &Arc<Self>, id: u64, result: Result<()>) {
         let mut state = self.lock();
-        let Some(at) = state.flights.iter().position(|flight| flight.id == id) else {
+        let Some(flight) = state.flights.remove(id) else {
             return;
         };
-        let flight = state.flights.remove(at);
         if let Err(error) = result {
             // The only one who sets it.
             let _ = flight.failed.set(error);
@@ -357,14 +331,7 @@ impl Engine {
     /// The flights `ids`, which are of one set, wait again, each by itself.
     pub(super) fn released(self: &Arc<Self>, ids: impl Iterator<Item = u64>) {
         let mut state = self.lock();
-        let ids: BTreeSet<u64> = ids.collect();
-        for flight in &mut state.flights {
-            if ids.contains(&flight.id) {
-                flight.range = ByteRange::between(flight.at, flight.range.end());
-                flight.started = false;
-                flight.set = None;
-            }
-        }
+        state.flights.release(&ids.collect());
         self.start_waiting(&mut state, None);
         self.news.notify_all();
     }
@@ -410,9 +377,7 @@ impl State {
             if let Some(disk) = disk.filter(|_| missing != 0) {
                 missing &= !disk.present(index);
             }
-            for flight in &self.flights {
-                missing &= !mask(index, ByteRange::between(flight.at, flight.range.end()));
-            }
+            missing &= !self.flights.coming(index);
             while missing != 0 {
                 let first = u64::from(missing.trailing_zeros());
                 let len = u64::from((missing >> first).trailing_ones());
@@ -431,85 +396,17 @@ impl State {
         gaps
     }
 
-    /// As [`Self::add`], or lengthens the one that waits for what lies before.
-    fn add_merged(&mut self, range: ByteRange, urgent: bool, longest: u64) {
-        let neighbour = self.flights.iter_mut().find(|flight| {
-            let merged = flight.range.len().saturating_add(range.len());
-            let waits = !flight.started && flight.set.is_none();
-            waits && flight.range.end() == range.start() && merged <= longest
-        });
-        if let Some(flight) = neighbour {
-            flight.range = ByteRange::between(flight.range.start(), range.end());
-            flight.urgent |= urgent;
-        } else {
-            self.add(range, urgent);
-        }
-    }
-
-    /// Adds flights that are asked for with one request.
-    fn add_set(&mut self, ranges: &[ByteRange], urgent: bool) {
-        let set = (ranges.len() > 1).then_some(self.next_id);
-        let before = self.flights.len();
-        for range in ranges {
-            self.add(*range, urgent);
-        }
-        for flight in self.flights.iter_mut().skip(before) {
-            flight.set = set;
-        }
-    }
-
-    /// Where the flights are that are asked for together with the one at `at`.
-    fn set_of(&self, at: usize) -> Vec<usize> {
-        let Some(set) = self.flights[at].set else {
-            return vec![at];
-        };
-        let all = self.flights.iter().enumerate();
-        let all = all.filter(|(_, flight)| flight.set == Some(set) && !flight.started);
-        all.map(|(at, _)| at).collect()
-    }
-
-    /// Requests that are under way, or with those that wait.
-    fn requests(&self, started: bool) -> usize {
-        let flights = self.flights.iter();
-        let flights = flights.filter(|flight| flight.started || !started);
-        let first: BTreeSet<u64> = flights
-            .map(|flight| flight.set.unwrap_or(flight.id))
-            .collect();
-        first.len()
-    }
-
-    fn add(&mut self, range: ByteRange, urgent: bool) {
-        let id = self.next_id;
-        self.next_id += 1;
-        self.flights.push(Flight {
-            id,
-            range,
-            at: range.start(),
-            started: false,
-            urgent,
-            set: None,
-            failed: Arc::default(),
-        });
-    }
-
     /// The flight that brings the first missing page of `piece`, which lies in one chunk.
     fn flight_of(&mut self, piece: ByteRange) -> Option<&mut Flight> {
         let index = piece.start() / CHUNK;
         let first = u64::from(self.store.missing(index, piece).trailing_zeros());
         let page = index * CHUNK + first * PAGE;
-        self.flights
-            .iter_mut()
-            .find(|flight| flight.at <= page && page < flight.range.end())
+        self.flights.bringing(page)
     }
 
     fn reserve(&mut self, ranges: &[ByteRange], forced: bool) -> Option<Vec<Vec<Memory>>> {
         let flights = &self.flights;
-        let busy = |index| {
-            let started = flights.iter().filter(|flight| flight.started);
-            started
-                .into_iter()
-                .any(|flight| mask(index, flight.range) != 0)
-        };
+        let busy = |index| flights.started().any(|range| mask(index, range) != 0);
         self.store.reserve(ranges, busy, forced)
     }
 }

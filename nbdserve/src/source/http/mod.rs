@@ -3,12 +3,12 @@
 //! ```text
 //!  readers (threads) -> engine: what is there, what is on its way, what must be asked for
 //!                         |  streams: how much to ask for       store: pages in memory
-//!                         |                                     disk: pages kept on disk
+//!                         |  flights: what goes together        disk: pages kept on disk
 //!  tokio, one thread  -> fetch: one range, resumed when it breaks off
 //!                        sets: several ranges with one request, as far as the server does that
 //!                          -> remote: the redirect's target, and is it still the same file?
 //!                               -> transport: one request, credentials, TLS
-//!                                    -> answer, headers: may these bytes be used? (pure)
+//!                                    -> answer, headers, version: may these bytes be used? (pure)
 //!                                       multipart: bodies of several parts (pure)
 //! ```
 //!
@@ -25,6 +25,7 @@ mod download;
 mod engine;
 mod failure;
 mod fetch;
+mod flights;
 mod headers;
 mod locality;
 pub(crate) mod multipart;
@@ -39,6 +40,7 @@ mod store;
 mod streams;
 mod tls;
 mod transport;
+mod version;
 mod wait;
 
 use std::fmt;

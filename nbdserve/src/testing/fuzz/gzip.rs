@@ -2,10 +2,13 @@
 
 use std::sync::OnceLock;
 
-use super::{cx, exercise, may_refuse};
+use super::{DEPTH, cx, exercise, may_refuse};
+use crate::bytes::is_zero;
 use crate::layer::Args;
+use crate::layer::deflate::blank;
 use crate::layer::gzip::{GZIP, open_with, to_keep};
 use crate::source::Memory;
+use crate::sys::zlib::{Inflate, Place, Stop, WINDOW};
 
 /// Decoded bytes of a stored block.
 const STORED: usize = 0xffff;
@@ -29,6 +32,60 @@ pub(super) fn header(data: &[u8]) {
     put_data(&mut rest, b"some bytes");
     open(&[data, &rest].concat());
     open(&[&member(b"first"), data, &rest].concat());
+}
+
+/// Any bytes as blocks behind zeroes: what is taken for zeroes is what a decoder makes of it.
+pub(super) fn zeroes(data: &[u8]) {
+    let Some((first, data)) = data.split_first() else {
+        return;
+    };
+    let skip = if data.is_empty() { 0 } else { first % 8 };
+    let found = blank(data, skip, DEPTH);
+    if found.bits > 0 {
+        let all = deflate_boundaries(data, skip, found.bits);
+        assert!(all.contains(&(found.bits, found.len)), "{found:?} {all:?}");
+    }
+}
+
+/// What zlib makes of blocks behind the first `skip` bits of `bytes` and a window of zeroes: after each
+/// block that is not the last one how many bits and bytes there were, as long as all bytes are zero and
+/// there are not more than `most` bits.
+///
+/// # Panics
+/// When there is no memory for a decoder.
+#[must_use]
+pub fn deflate_boundaries(bytes: &[u8], skip: u8, most: u64) -> Vec<(u64, u64)> {
+    let mut inflate = Inflate::new().unwrap_or_else(|failure| panic!("{failure}"));
+    let (bits, byte, at) = match (skip, bytes.first()) {
+        (1..=7, Some(byte)) => (8 - skip, *byte, 1),
+        _ => (0, 0, 0),
+    };
+    let entered = inflate.enter(bits, byte, &[0; WINDOW]);
+    assert_eq!(entered, Ok(()));
+    let mut out = vec![1; 1 << 20];
+    let (mut read, mut len) = (at, 0);
+    let mut all = Vec::new();
+    loop {
+        let step = inflate.step(&bytes[read..], &mut out, Stop::Block);
+        read += step.read;
+        len += step.written as u64;
+        if !is_zero(&out[..step.written]) {
+            return all;
+        }
+        match step.place {
+            Ok(Place::Boundary { unused }) => {
+                let bits = read as u64 * 8 - u64::from(unused) - u64::from(skip);
+                if bits > most {
+                    return all;
+                }
+                if bits > 0 {
+                    all.push((bits, len));
+                }
+            }
+            Ok(Place::Within) if step.read + step.written > 0 => {}
+            _ => return all,
+        }
+    }
 }
 
 /// Any bytes as the index that was kept of a good file.

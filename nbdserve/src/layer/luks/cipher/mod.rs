@@ -17,7 +17,7 @@ use cbc::Cbc;
 use iv::{Iv, IvSpec};
 use xts::Xts;
 
-use crate::error::escape;
+use crate::error::quote;
 use crate::secret::with_wiped_stack;
 use crate::{Error, Kind, Result};
 
@@ -61,10 +61,7 @@ impl CipherSpec {
             Some((chaining, IvSpec::parse(iv)?))
         };
         let Some((chaining, iv)) = known() else {
-            let what = format!(
-                "the cipher \"{}\" is none that this version has",
-                escape(name)
-            );
+            let what = format!("the cipher {} is none that this version has", quote(name));
             let hint = "it has aes-xts and aes-cbc, with plain, plain64, plain64be or essiv:sha256";
             return Err(Error::new(Kind::Unsupported, what).hint(hint));
         };
