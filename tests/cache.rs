@@ -93,6 +93,51 @@ fn a_second_mount_decodes_nothing() {
 }
 
 #[test]
+fn a_second_mount_decodes_nothing_that_fits_memory_either() {
+    let sandbox = Sandbox::new(Who::User);
+    let bytes = must(Command::new("xz").arg("-dc").arg(images::carried()));
+    let raw = sandbox.new_file("raw", &bytes);
+    for (name, args) in [
+        ("blocks.xz", &["xz", "-0", "--block-size=1MiB"][..]),
+        ("whole.xz", &["xz", "-0", "-T1"]),
+        ("members.lz", &["lzip", "-0", "-b1MiB"]),
+    ] {
+        let packed = must(Command::new(args[0]).args(&args[1..]).arg("-c").arg(&raw));
+        let image = sandbox.new_file(name, packed);
+        let prefetch = sandbox.loopmount().arg("--prefetch").arg(&image).ok();
+        prefetch.says(&["kept in", sandbox.cache().to_str().unwrap()]);
+        let info = sandbox.loopmount().arg("--info").arg(&image).ok();
+        let info = info.out();
+        assert!(info.contains("kept in the cache"), "{info}");
+        let file = sandbox.join("shown");
+        let show = sandbox.loopmount().arg("--fuse").arg(&image);
+        show.arg(&file).ok();
+        assert!(sandbox.read(&file) == bytes, "{name}");
+        let stats = sandbox.loopmount().args(["--stats", "--json"]).arg(&file);
+        let stats: Value = serde_json::from_str(&stats.ok().out()).unwrap();
+        assert_eq!(stats[0]["layers"][1]["blocks"]["decodes"], 0, "{name}");
+        sandbox.unmount(&file);
+    }
+    // It is known by its place, however it was called, and after it is gone.
+    let names_of = |usage: &Value| -> Vec<String> {
+        names(usage).iter().map(|name| (*name).to_owned()).collect()
+    };
+    let prefetch = sandbox.loopmount().args(["--prefetch", "whole.xz"]).ok();
+    prefetch.says(&["read 16 MiB"]);
+    let full = sandbox.join("whole.xz").to_str().unwrap().to_owned();
+    assert!(names_of(&usage(&sandbox, &[])).contains(&full));
+    fs::remove_file(&full).unwrap();
+    let clear = sandbox.loopmount().args(["--cache=clear", "whole.xz"]);
+    assert!(clear.ok().out().contains("removed"));
+    assert!(!names_of(&usage(&sandbox, &[])).contains(&full));
+    // Where it is not kept, that is said.
+    let packed = must(Command::new("gzip").arg("-c1").arg(&raw));
+    let image = sandbox.new_file("disk.gz", packed);
+    let prefetch = sandbox.loopmount().arg("--prefetch").arg(&image).ok();
+    prefetch.says(&["read 16 MiB, its index is kept in"]);
+}
+
+#[test]
 fn what_is_kept_is_shown_and_cleared() {
     for who in EVERYBODY {
         let sandbox = Sandbox::new(who);

@@ -64,7 +64,7 @@ pub enum Index {
     Checkpoints,
 }
 
-/// Where what was decoded stays.
+/// Where something stays that took time to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keeping {
@@ -77,12 +77,22 @@ pub enum Keeping {
 }
 
 impl Keeping {
-    /// For a layer with this context, all or a part of which is decoded into a temp file.
-    pub(crate) fn of(cx: &Cx, all: bool, some: bool) -> Self {
-        match (cx.place.is_some(), all || some) {
-            (true, _) => Self::Disk,
+    /// What a layer with this context decodes, if it is decoded into a file, in part at least, or is
+    /// worth being written there.
+    pub(crate) fn decoded(cx: &Cx, in_file: bool, worth: bool) -> Self {
+        match (cx.place.is_some(), in_file) {
+            (true, true) => Self::Disk,
+            (true, false) if worth => Self::Disk,
             (false, true) => Self::TempFile,
-            (false, false) => Self::Memory,
+            (_, false) => Self::Memory,
+        }
+    }
+
+    /// The index of a layer with this context.
+    pub(crate) fn index(cx: &Cx) -> Self {
+        match cx.place {
+            Some(_) => Self::Disk,
+            None => Self::Memory,
         }
     }
 }
@@ -94,6 +104,8 @@ pub struct Cost {
     pub access: Access,
     /// How it is known where that lies.
     pub index: Index,
+    /// Where that stays, if the image does not say it.
+    pub index_kept: Keeping,
     /// Where what was decoded stays.
     pub kept: Keeping,
 }

@@ -263,6 +263,30 @@ fn each_size_of_a_trailer_at_its_bounds() {
 }
 
 #[test]
+fn a_member_that_is_said_to_be_empty_is_looked_into() {
+    let bytes = noise(5 << 20, 9);
+    let large = lzip(&bytes, &["-0"]);
+    let mut liar = lzip(&image(3 << 20), &["-0"]);
+    let at = liar.len() - 16;
+    liar[at..at + 8].fill(0);
+    let empty = lzip(b"", &["-0"]);
+    for file in [
+        liar.clone(),
+        [&large[..], &liar].concat(),
+        [&large[..], &empty, &liar, &large].concat(),
+    ] {
+        let all = open(file, &verifying(roomy())).and_then(|volume| {
+            let len = volume.size() as usize;
+            volume.read_vec(0, len)
+        });
+        assert_eq!(all.unwrap_err().kind(), Kind::Corrupt);
+    }
+    let file = [&large[..], &empty, &empty].concat();
+    let volume = open(file, &roomy()).unwrap();
+    assert!(volume.read_vec(0, bytes.len()).unwrap() == bytes);
+}
+
+#[test]
 fn a_wrong_check_costs_its_member_and_no_other() {
     let bytes = noise(5 << 20, 4);
     let mut file = plzip(&bytes, &["-0", "-B", "1MiB"]);

@@ -8,7 +8,7 @@ use nbdserve::cx::{Cancel, Pass};
 use nbdserve::plan::Resolved;
 use nbdserve::prefetch::{Prefetch, Progress};
 use nbdserve::size::format_size;
-use nbdserve::{Cx, Error, Keeping, Result, Volume};
+use nbdserve::{Cost, Cx, Error, Index, Keeping, Result, Volume};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -28,13 +28,16 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
     let terminal = Arc::new(Terminal::new());
     let cx = cli.cx(&terminal)?;
     let signal = watch_signals(&cx.cancel)?;
-    let result =
-        info::open(cli, image, cx.clone()).and_then(|resolved| read(&resolved, &cx, &terminal));
+    let resolved = info::open(cli, image, cx.clone());
+    let kept = resolved.as_ref().map(|resolved| kept(resolved, &cx));
+    let kept = kept.unwrap_or_default();
+    let result = resolved.and_then(|resolved| read(&resolved, &cx, &terminal));
     terminal.clear();
     let stopped = u8::try_from(signal.load(Ordering::Acquire)).unwrap_or(0);
     match result {
         Ok(text) => out::tell(format_args!("loopmount: {text}")),
-        Err(_) if stopped > 0 => out::tell("loopmount: stopped; what was read is kept"),
+        Err(_) if stopped > 0 && kept.is_empty() => out::tell("loopmount: stopped"),
+        Err(_) if stopped > 0 => out::tell(format_args!("loopmount: stopped; {kept}")),
         Err(error) => return Err(error),
     }
     Ok(match stopped {
@@ -71,8 +74,8 @@ fn summary(progress: &Progress, kept: &str) -> String {
     }
 }
 
-/// Where what was read stays. A layer that decodes keeps it where it says; what is only read is in
-/// the kernel's memory, as after any read.
+/// Where what was read stays. A layer that decodes keeps it where it says, or only where to enter the
+/// image; what is only read is in the kernel's memory, as after any read.
 fn kept(resolved: &Resolved, cx: &Cx) -> String {
     let layers = || resolved.chain.iter().filter_map(Volume::cost);
     let is_fetched = resolved
@@ -84,8 +87,16 @@ fn kept(resolved: &Resolved, cx: &Cx) -> String {
         Some(folder) if is_fetched || layers().any(|cost| cost.kept == Keeping::Disk) => {
             format!("kept in {folder}")
         }
+        Some(folder) if layers().any(has_index) => {
+            format!("its index is kept in {folder}")
+        }
         _ => "nothing of it is kept but by the kernel, as after any read".to_owned(),
     }
+}
+
+/// Whether the layer has found out where its blocks lie, and keeps that.
+fn has_index(cost: Cost) -> bool {
+    cost.index != Index::InImage && cost.index_kept == Keeping::Disk
 }
 
 /// The number of the signal that has come, once one has; it stops all reading.

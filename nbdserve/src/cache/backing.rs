@@ -193,7 +193,7 @@ impl Backing {
 }
 
 /// Where a block of `len` bytes at `base` has its mark: in the piece behind it.
-fn mark_at(base: u64, len: u64) -> u64 {
+pub(super) fn mark_at(base: u64, len: u64) -> u64 {
     base.saturating_add(len).saturating_add(PIECE_BYTES) / PIECE_BYTES * PIECE_BYTES
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::backing::{Backing, Copied, pages_for};
 use super::block::Block;
 use super::job::Job;
+use super::keeper::Keeper;
 use super::kept::Kept;
 use super::pass::Passes;
 use super::patience::{Patience, Waited};
@@ -19,6 +20,8 @@ use crate::{ByteRange, Cx, Error, Kind, Lent, Result};
 
 /// A block longer than this part of the budget is decoded into a temp file.
 const HUGE_PART: u64 = 4;
+/// A block of a slow format that is longer than this is decoded into the cache on disk, if it has room.
+const SLOW_MOST: u64 = 32 << 20;
 /// Of the budget, prefetched blocks take at most one part in this many.
 const AHEAD_PART: u64 = 2;
 /// Decoded bytes that get lost in the cache on disk are decoded again, into a temp file then; once
@@ -53,6 +56,11 @@ pub trait Decode: Send + Sync + Debug {
     /// `Io` and `TimedOut` are taken for passing: the next read tries again. All other kinds are
     /// remembered.
     fn decode(&self, number: u64, job: &mut Job<'_>) -> Result<()>;
+
+    /// Whether that takes so long that decoded blocks are worth their place on disk.
+    fn is_slow(&self) -> bool {
+        false
+    }
 }
 
 /// What the blocks of a layer that are too long for memory (see [`Blocks::is_huge`]) sum up to.
@@ -64,6 +72,9 @@ pub struct Huge {
     pub decoded: u64,
     /// A hash of where all blocks lie: what was decoded of others is not for these.
     pub layout: u64,
+    /// The longest block that is decoded into memory, as [`Blocks::longest`] has it. `None` where only
+    /// the memory counts.
+    pub longest: Option<u64>,
 }
 
 impl Huge {
@@ -139,7 +150,11 @@ impl Blocks {
         } else {
             None
         };
-        let shared = Shared::new(name, decode, Passes::new(file, stored), cx);
+        let longest = huge.longest.unwrap_or(cx.cache.budget() / HUGE_PART);
+        let keeps = cx.place.is_some() && decode.is_slow();
+        let keeper = keeps.then(|| Keeper::new(Kept::passes(name, huge.layout)));
+        let passes = Passes::new(file, stored);
+        let shared = Shared::new(name, decode, passes, (longest, keeper), cx);
         Ok(Self {
             shared: Arc::new(shared),
             streams: Mutex::default(),
@@ -150,6 +165,25 @@ impl Blocks {
     #[must_use]
     pub fn is_huge(len: u64, cx: &Cx) -> bool {
         len > cx.cache.budget() / HUGE_PART
+    }
+
+    /// The longest block that is decoded into memory, of an image of `size` bytes whose format is slow
+    /// or not. A long block that takes seconds to decode is worth more in the cache on disk, if that
+    /// has room for the image: there it stays, whatever is interrupted.
+    #[must_use]
+    pub fn longest(size: u64, is_slow: bool, cx: &Cx) -> u64 {
+        let most = cx.cache.budget() / HUGE_PART;
+        let has_room = || cx.place.as_ref().is_some_and(|place| place.has_room(size));
+        if is_slow && most > SLOW_MOST && has_room() {
+            return SLOW_MOST;
+        }
+        most
+    }
+
+    /// Whether a block of `len` bytes is decoded into a file, in one pass from its start.
+    #[must_use]
+    pub fn is_long(&self, len: u64) -> bool {
+        len > self.shared.longest
     }
 
     /// Refuses a decoder that alone takes more memory (`bytes`) than there is for all.
@@ -278,7 +312,7 @@ impl Blocks {
     pub fn window(&self, len: u64) -> u64 {
         let cx = &self.shared.cx;
         let cores = u64::try_from(cx.pool.threads()).unwrap_or(u64::MAX);
-        if Self::is_huge(len, cx) {
+        if len > self.shared.longest {
             return 1;
         }
         let fit = cx.cache.budget() / AHEAD_PART / len.max(1);

@@ -1,6 +1,7 @@
 //! One run of a decoder over one block.
 
 use std::any::Any;
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ const BLOCK_OVERHEAD: u64 = 512;
 /// Zeroes are taken out of memory when data are less than one part in this many: that costs time, and so
 /// does memory with gaps when it is used again.
 const SPARSE: u64 = 2;
+/// So long a block is still written to the cache on disk when its layer is being closed.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Progress of a long pass is told this often.
 pub(super) const TELL: Duration = Duration::from_millis(300);
 
@@ -86,6 +89,48 @@ impl<'a> Job<'a> {
     /// `Limit` when the decoder alone needs more than the whole budget, `TimedOut` when no memory
     /// comes back, or that the unit is being taken down.
     pub fn start(&mut self, decoder_bytes: u64) -> Result<bool> {
+        let begun = self.begin(decoder_bytes)?;
+        if begun {
+            let decodes = &self.shared.used.decodes;
+            decodes.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(begun)
+    }
+
+    /// Takes the block from the cache on disk, if it has come there since the layer was opened. False
+    /// when it has to be decoded.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and `Io` when it goes at this moment.
+    pub(super) fn take_kept(&mut self) -> Result<bool> {
+        let (shared, len) = (self.shared, self.block.len());
+        let keeper = shared.keeper.as_ref().filter(|_| !self.is_pass());
+        let offset = shared.decode.offset(self.number);
+        let Some(kept) = keeper.and_then(|one| one.find(self.number, offset, len, &shared.cx))
+        else {
+            return Ok(false);
+        };
+        if !self.begin(0)? {
+            return Ok(true);
+        }
+        let mut at = 0;
+        while at < len {
+            let spare = self.spare()?;
+            if !kept.read(at, spare) {
+                let what = format!(
+                    "{} was taken from the cache",
+                    shared.decode.describe(self.number)
+                );
+                return Err(Error::new(Kind::Io, what));
+            }
+            let read = spare.len();
+            self.advance(read)?;
+            at += read as u64;
+        }
+        Ok(true)
+    }
+
+    fn begin(&mut self, decoder_bytes: u64) -> Result<bool> {
         let shared = self.shared;
         let what = shared.decode.describe(self.number);
         Blocks::check_decoder_memory(&what, decoder_bytes, &shared.cx)?;
@@ -116,7 +161,6 @@ impl<'a> Job<'a> {
                 return Err(error);
             }
         };
-        shared.used.decodes.fetch_add(1, Ordering::Relaxed);
         if self.is_pass() {
             shared.cx.observer.begins(&Pass {
                 what: decoding_once(&shared.name),
@@ -200,7 +244,7 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When the unit is being taken down.
     pub fn spare(&mut self) -> Result<&mut [u8]> {
-        self.shared.check()?;
+        self.check()?;
         let len = self.block.len();
         let Some(running) = &mut self.running else {
             return Ok(&mut []);
@@ -271,12 +315,22 @@ impl<'a> Job<'a> {
 
     /// [`Self::beat`], for who holds what [`Self::spare`] gives at the same time.
     pub fn pulse(&self) -> impl Fn() -> Result<()> + use<'a> {
-        let (block, shared) = (self.block, self.shared);
+        let (block, shared, all) = (self.block, self.shared, self.has_all());
         move || {
             block.beat();
             shared.cx.cache.beat();
-            shared.check()
+            shared.check_beyond(all)
         }
+    }
+
+    /// Whether all bytes are decoded; their check may come behind them.
+    fn has_all(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.at == self.block.len())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.shared.check_beyond(self.has_all())
     }
 
     /// Publishes the next piece.
@@ -385,6 +439,18 @@ impl<'a> Job<'a> {
             running.memory.settle(kept + BLOCK_OVERHEAD);
             self.block.finish(Some(running.memory));
             self.shared.cx.cache.finished(key, self.block);
+        }
+        // After that: nobody waits for the disk.
+        if let Some(keeper) = self.shared.keeper.as_ref().filter(|_| !self.is_pass()) {
+            let (number, cx) = (self.number, &self.shared.cx);
+            let offset = self.shared.decode.offset(number);
+            // It is worth a moment, or a mount that was short would leave nothing.
+            let ends = OnceCell::new();
+            let goes_on = || {
+                self.shared.check().is_ok()
+                    || ends.get_or_init(Instant::now).elapsed() < LAST_MOMENT
+            };
+            keeper.keep(number, offset, self.block, cx, goes_on);
         }
     }
 

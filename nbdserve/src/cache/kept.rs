@@ -46,13 +46,19 @@ impl Kept {
         }
     }
 
-    /// The block `number`, of `len` bytes from `offset` on, if it is kept as a whole. `huge` says
-    /// whether it is decoded behind a frontier.
-    pub(crate) fn take(&self, number: u64, offset: u64, len: u64, huge: bool) -> Option<Stored> {
+    /// The block `number`, of `len` bytes from `offset` on, if it is kept as a whole. `looked_for` is
+    /// false for what is only kept when it was decoded at opening.
+    pub(crate) fn take(
+        &self,
+        number: u64,
+        offset: u64,
+        len: u64,
+        looked_for: bool,
+    ) -> Option<Stored> {
         if let (Some(shelf), Some(base)) = (&self.shelf, self.list.get(&(offset, len))) {
             return Some(stored(shelf, *base, len));
         }
-        let passes = self.passes.as_ref().filter(|_| huge)?;
+        let passes = self.passes.as_ref().filter(|_| looked_for)?;
         let base = base_of(number, offset)?;
         passes
             .is_complete(base, len)
@@ -96,7 +102,7 @@ impl Kept {
         Some((id, entries.collect()))
     }
 
-    /// What the pieces of huge blocks are kept as.
+    /// What the pieces of huge blocks and of slow ones are kept as.
     pub(super) fn passes(name: &str, layout: u64) -> String {
         format!("{name}-passes-1-{layout:016x}")
     }

@@ -7,6 +7,7 @@
 //! * an answer as soon as the asked bytes of a block are decoded, unless checks come first;
 //! * one budget for decoded blocks and decoders of all layers ([`BlockCache`]);
 //! * blocks too large for that budget decoded once, into the cache on disk or a temp file;
+//! * blocks of slow formats kept in the cache on disk, so that the next mount decodes none of them;
 //! * damage remembered: a block whose check failed gives the same error from then on.
 //!
 //! Where a block's length is not known before it was decoded, that is done at opening, into the same
@@ -19,6 +20,7 @@ mod blocks;
 mod budget;
 mod charge;
 mod job;
+mod keeper;
 mod kept;
 mod lru;
 mod marks;

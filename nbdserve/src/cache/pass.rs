@@ -108,7 +108,9 @@ impl Passes {
         if current.is_some_and(|block| !Arc::ptr_eq(block, lost)) {
             return Ok(());
         }
-        if let Store::File { file, .. } = &lost.store {
+        if let Store::File { file, base } = &lost.store {
+            // Or the next mount would count on it again.
+            file.forget(*base, lost.len());
             file.distrust();
         }
         let what = shared.decode.describe(number);

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::block::Block;
-use super::blocks::{Blocks, Decode};
+use super::blocks::Decode;
 use super::job::Job;
+use super::keeper::Keeper;
 use super::lru::Key;
 use super::marks::Marks;
 use super::pass::Passes;
@@ -25,18 +26,22 @@ pub(super) struct Shared {
     pub(super) cx: Cx,
     pub(super) decode: Arc<dyn Decode>,
     pub(super) passes: Passes,
+    /// The longest block that is decoded into memory.
+    pub(super) longest: u64,
+    /// Keeps what was decoded into memory, where that is worth it.
+    pub(super) keeper: Option<Keeper>,
     stop: AtomicBool,
     /// Blocks that failed for good, and why.
     poisoned: Mutex<HashMap<u64, Error>>,
     /// Blocks that were found to be all zero, a bit each.
     zero: RwLock<Marks>,
-    /// For [`Blocks::stats`].
+    /// For [`super::Blocks::stats`].
     pub(super) used: Used,
     /// Decoders that run now.
     running: Arc<Running>,
 }
 
-/// How the blocks were used, as in [`BlockStats`].
+/// How the blocks were used, as in [`crate::stats::BlockStats`].
 #[derive(Debug, Default)]
 pub(super) struct Used {
     pub(super) hits: AtomicU64,
@@ -45,14 +50,24 @@ pub(super) struct Used {
 }
 
 impl Shared {
-    /// Before anything was decoded; see [`Blocks::with_stored`].
-    pub(super) fn new(name: &str, decode: Arc<dyn Decode>, passes: Passes, cx: &Cx) -> Self {
+    /// Before anything was decoded; see [`super::Blocks::with_stored`]. `in_memory` is the longest block that
+    /// is decoded into memory, and what keeps those.
+    pub(super) fn new(
+        name: &str,
+        decode: Arc<dyn Decode>,
+        passes: Passes,
+        in_memory: (u64, Option<Keeper>),
+        cx: &Cx,
+    ) -> Self {
+        let (longest, keeper) = in_memory;
         Self {
             layer: cx.cache.new_layer(),
             name: name.to_owned(),
             cx: cx.clone(),
             decode,
             passes,
+            longest,
+            keeper,
             stop: AtomicBool::new(false),
             poisoned: Mutex::default(),
             zero: RwLock::default(),
@@ -78,6 +93,15 @@ impl Shared {
         Ok(())
     }
 
+    /// As [`Self::check`]. Who has `all` the bytes of a block need not stop because the layer was
+    /// closed: the check is next to nothing, and without it the block would be worth nothing.
+    pub(super) fn check_beyond(&self, all: bool) -> Result<()> {
+        if all {
+            return self.cx.cancel.check();
+        }
+        self.check()
+    }
+
     pub(super) fn key(&self, number: u64) -> Key {
         Key {
             layer: self.layer,
@@ -87,7 +111,7 @@ impl Shared {
 
     /// Whether a block is or will be in a temp file.
     pub(super) fn is_in_file(&self, number: u64) -> bool {
-        self.passes.is_given(number) || Blocks::is_huge(self.decode.len(number), &self.cx)
+        self.passes.is_given(number) || self.decode.len(number) > self.longest
     }
 
     /// Fills `buf` from what an earlier mount has left of a block that it did not complete. The pass
@@ -176,9 +200,10 @@ impl Shared {
             return;
         };
         let mut job = Job::new(self, &block, number);
-        let result = self
-            .check()
-            .and_then(|()| self.decode.decode(number, &mut job));
+        let result = self.check().and_then(|()| match job.take_kept()? {
+            true => Ok(()),
+            false => self.decode.decode(number, &mut job),
+        });
         job.end(result);
     }
 

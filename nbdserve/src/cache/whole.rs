@@ -140,6 +140,16 @@ impl Stored {
         self.len == 0
     }
 
+    /// Whether all of it is known to be zero.
+    pub(crate) fn is_zero(&self) -> bool {
+        let zeroes: u64 = self
+            .zero
+            .iter()
+            .map(|word| u64::from(word.count_ones()))
+            .sum();
+        zeroes >= self.len.div_ceil(PIECE_BYTES)
+    }
+
     pub(super) fn into_block(self) -> Block {
         Block::stored(self.len, self.file, self.base, self.zero)
     }

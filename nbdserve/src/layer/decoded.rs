@@ -12,8 +12,8 @@ use twox_hash::XxHash3_64;
 use crate::cache::{Blocks, Decode, Huge, Kept, Stored};
 use crate::stats::BlockStats;
 use crate::{
-    Access, ByteRange, Cost, Cx, Device, ExtentFlags, Extents, Geometry, Index, Keeping, Lent,
-    Result, Volume,
+    Access, ByteRange, Cost, Cx, Device, Error, ExtentFlags, Extents, Geometry, Index, Keeping,
+    Kind, Lent, Result, Volume,
 };
 
 /// An image up to this size is decoded as a whole in no time, so its access counts as random.
@@ -33,6 +33,13 @@ const ZERO_STEP: u64 = 64;
 const SPARSE_RATIO: u64 = 8;
 /// Most candidates that one question compares with blocks that are known to be zero: a few KiB each.
 const TWIN_TRIES: usize = 1 << 14;
+/// Bytes that nothing is encoded in, at most: an xz block with the longest header and check, or some lzip
+/// members.
+const EMPTY_MOST: u64 = 4096;
+/// Blocks that an earlier mount has kept take this part of the budget for what is noted of each, so
+/// many bytes. Behind that they are decoded as if they were not there.
+const TAKEN_PART: u64 = 32;
+const TAKEN_BYTES: u64 = 512;
 /// Bytes of data shrink to one part in about as many, where nothing better is known.
 const USUAL_RATIO: u64 = 4;
 
@@ -90,7 +97,6 @@ pub(super) struct Decoded<L> {
     name: &'static str,
     layout: Arc<L>,
     blocks: Blocks,
-    cx: Cx,
     geometry: Geometry,
     /// Decoded bytes of the longest block.
     longest: u64,
@@ -124,9 +130,12 @@ impl<L: Layout> Decoded<L> {
         Kept::save(name, &stored, |number| layout.offset(number), cx);
         let place = fingerprint(&*layout);
         let kept = Kept::find(name, place, cx);
-        let mut longest = 0;
+        let (mut longest, mut zero, mut empty) = (0, Vec::new(), Vec::new());
+        let (mut taken, most) = (0_u64, cx.cache.budget() / TAKEN_PART / TAKEN_BYTES);
+        let in_memory = Blocks::longest(layout.size(), layout.is_slow(), cx);
         let mut huge = Huge {
             layout: place,
+            longest: Some(in_memory),
             ..Huge::default()
         };
         for number in 0..layout.count() {
@@ -134,8 +143,16 @@ impl<L: Layout> Decoded<L> {
                 continue;
             }
             let len = layout.len(number);
-            let is_huge = Blocks::is_huge(len, cx);
-            if let Some(block) = kept.take(number, layout.offset(number), len, is_huge) {
+            if len == 0 && layout.index() == Index::InImage {
+                empty.push(number);
+            }
+            let is_huge = len > in_memory;
+            let looked_for = is_huge || (layout.is_slow() && taken < most);
+            if let Some(block) = kept.take(number, layout.offset(number), len, looked_for) {
+                taken = taken.saturating_add(1);
+                if block.is_zero() {
+                    zero.push(number);
+                }
                 stored.insert(number, block);
                 continue;
             }
@@ -147,13 +164,21 @@ impl<L: Layout> Decoded<L> {
         }
         let decode: Arc<L> = Arc::clone(&layout);
         let blocks = Blocks::with_stored(name, decode, huge, stored, cx)?;
+        for number in empty {
+            see_that_it_is_empty(&*layout, &blocks, number)?;
+        }
         for number in (0..layout.count()).filter(|number| layout.is_zero(*number)) {
             blocks.note_zero(number);
+        }
+        let twins = Twins::default();
+        for number in zero {
+            blocks.note_zero(number);
+            twins.note(&*layout, number);
         }
         let mut geometry = Geometry::bytes(layout.size());
         let own = if geometry.size <= SMALL {
             Access::Random
-        } else if Blocks::is_huge(longest, cx) && longest >= SHORT_PASS {
+        } else if longest > in_memory && longest >= SHORT_PASS {
             Access::FirstPass
         } else if longest == 0 {
             // All of it is decoded already.
@@ -162,20 +187,21 @@ impl<L: Layout> Decoded<L> {
             Access::Block(longest)
         };
         geometry.access = own.max(layout.below().geometry().access);
+        let in_file = longest == 0 || longest > in_memory;
         let cost = Cost {
             access: own,
             index: layout.index(),
-            kept: Keeping::of(cx, longest == 0, Blocks::is_huge(longest, cx)),
+            index_kept: Keeping::index(cx),
+            kept: Keeping::decoded(cx, in_file, layout.is_slow()),
         };
         Ok(Volume::new(Self {
             name,
             layout,
             blocks,
-            cx: cx.clone(),
             geometry,
             longest,
             ahead: AtomicU64::new(u64::MAX),
-            twins: Twins::default(),
+            twins,
             cost,
         }))
     }
@@ -229,7 +255,7 @@ impl<L: Layout> Decoded<L> {
         for (number, block) in self.covering(range) {
             if !self.may_be_zero(number, block)
                 || self.blocks.is_begun(number)
-                || Blocks::is_huge(block.len(), &self.cx)
+                || self.blocks.is_long(block.len())
             {
                 continue;
             }
@@ -332,6 +358,20 @@ impl Tries {
     }
 }
 
+/// Decodes a block that has no bytes, if the image is right: nobody will ever read it, and what is in it
+/// would be missing from the image.
+fn see_that_it_is_empty(layout: &impl Layout, blocks: &Blocks, number: u64) -> Result<()> {
+    let encoded = layout.encoded(number);
+    if encoded > EMPTY_MOST {
+        let what = format!(
+            "{} is said to be empty, and has {encoded} bytes",
+            layout.describe(number)
+        );
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    blocks.load(number)
+}
+
 /// A hash of where all blocks lie.
 fn fingerprint(layout: &impl Layout) -> u64 {
     let mut hasher = XxHash3_64::with_seed(layout.size());
@@ -400,7 +440,7 @@ impl<L: Layout> Device for Decoded<L> {
                 let start = block.start().max(range.start());
                 self.find_zeroes(ByteRange::between(start, looked), &mut tries);
             }
-            let sparse = Blocks::is_huge(block.len(), &self.cx)
+            let sparse = self.blocks.is_long(block.len())
                 && block.len() / SPARSE_RATIO >= self.layout.encoded(number);
             while !out.is_full() && out.next_offset() < block.end() {
                 let skip = out.next_offset().saturating_sub(block.start());
@@ -441,7 +481,7 @@ impl<L: Layout> Device for Decoded<L> {
             let until = part.end().saturating_sub(block.start());
             let (data, unknown) = self.blocks.tally(number, skip, until);
             // Of a huge block some is data, however much it shrank.
-            let is_huge = Blocks::is_huge(block.len(), &self.cx);
+            let is_huge = self.blocks.is_long(block.len());
             let guess = if self.may_be_zero(number, block) && !is_huge {
                 0
             } else {

@@ -196,6 +196,7 @@ impl<M: Map> Mapped<M> {
                 cost: Cost {
                     access,
                     index: Index::InImage,
+                    index_kept: Keeping::Memory,
                     kept: Keeping::Memory,
                 },
                 ahead: AtomicU64::new(u64::MAX),

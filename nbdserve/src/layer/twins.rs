@@ -21,6 +21,9 @@ const SLACK: u64 = 4;
 #[derive(Debug, Default)]
 pub(super) struct Twins {
     zeroes: Mutex<Vec<Zero>>,
+    /// Blocks (length, number) that are known to be zero from an earlier mount, one of each length:
+    /// they are looked at when there is a block to compare them with.
+    kept: Mutex<Vec<(u64, u64)>>,
     /// Of blocks that were taken for zero ones and are data: the shortest of each sort.
     data: Mutex<Vec<Data>>,
 }
@@ -51,6 +54,7 @@ impl Twins {
         let Some((range, context)) = layout.twin(number) else {
             return false;
         };
+        self.look_at_kept(layout);
         let may_be = |zero: &&Zero| zero.is(len, context) && wide(zero.bytes.len()) == range.len();
         if !self.lock().iter().any(|zero| may_be(&zero)) {
             return false;
@@ -95,6 +99,23 @@ impl Twins {
         range.len() <= LONGEST
             && zeroes.len() < MOST
             && !zeroes.iter().any(|zero| zero.is(len, context))
+    }
+
+    /// An earlier mount has found the block to be zero. Reads nothing.
+    pub(super) fn note<L: Layout>(&self, layout: &L, number: u64) {
+        let len = layout.len(number);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MOST && kept.iter().all(|(other, _)| *other != len) {
+            kept.push((len, number));
+        }
+    }
+
+    fn look_at_kept<L: Layout>(&self, layout: &L) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = std::mem::take(&mut *kept);
+        for (_, number) in kept {
+            self.learn(layout, number);
+        }
     }
 
     /// The block was found to be zero.

@@ -2,8 +2,8 @@
 
 use crate::stats::BlockStats;
 use crate::{
-    ByteRange, Device, Done, Error, Extents, Geometry, Kind, Lent, Result, Volume, WriteFeatures,
-    Writer, ZeroOpts,
+    ByteRange, Cost, Device, Done, Error, Extents, Geometry, Kind, Lent, Result, Volume,
+    WriteFeatures, Writer, ZeroOpts,
 };
 
 /// The bytes `range` of a volume, from offset zero on. Writes go through, unless it was made
@@ -126,6 +126,13 @@ impl Device for Window {
         match self.sort {
             Sort::Part | Sort::ReadOnly => None,
             Sort::Renamed => self.below.stats().blocks,
+        }
+    }
+
+    fn cost(&self) -> Option<Cost> {
+        match self.sort {
+            Sort::Part | Sort::ReadOnly => None,
+            Sort::Renamed => self.below.cost(),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct CostInfo {
     /// How it is known where the byte lies: `in_image`, or `found` or `checkpoints`, by a pass when
     /// the image was opened.
     pub index: Index,
+    /// Where that stays if the image does not say it: `memory`, or `disk` for the next time.
+    pub index_kept: Keeping,
     /// Where what was decoded stays: `memory`, `temp_file` until the end, `disk` for the next time.
     pub kept: Keeping,
 }
@@ -113,6 +115,7 @@ impl Info {
                 cost: volume.cost().map(|cost| CostInfo {
                     access: access(cost.access),
                     index: cost.index,
+                    index_kept: cost.index_kept,
                     kept: cost.kept,
                 }),
                 evidence: step.map(|step| step.evidence.clone()),
@@ -177,7 +180,13 @@ impl fmt::Display for CostInfo {
             Index::Found => "index made at opening",
             Index::Checkpoints => "checkpoints made at opening",
         };
-        let kept = match self.kept {
+        // In words what took longest to find: the index, or what was decoded.
+        let has_index = matches!(self.access, AccessInfo::Block(_)) && self.index != Index::InImage;
+        let kept = match if has_index {
+            self.index_kept
+        } else {
+            self.kept
+        } {
             Keeping::Memory => "kept in memory",
             Keeping::TempFile => "kept in a temp file",
             Keeping::Disk => "kept in the cache",

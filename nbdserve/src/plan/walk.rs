@@ -1,5 +1,7 @@
 //! The way from a source to the innermost volume, layer by layer.
 
+use std::path::Path;
+
 use super::choose::{Entry, Partitions};
 use super::enter::{Entered, enter, kept_for};
 use super::fs::{self, Class};
@@ -77,12 +79,28 @@ pub(super) fn is_member(spec: &LayerSpec) -> bool {
     [lvm::LVM.name, raid::RAID.name].contains(&spec.name())
 }
 
+/// The name of an image by which it is known in the cache, wherever one is when one asks for it there.
+fn full_name(name: &str) -> String {
+    if ["http://", "https://"]
+        .iter()
+        .any(|scheme| name.starts_with(scheme))
+    {
+        return name.to_owned();
+    }
+    let path = Path::new(name);
+    let full = path.canonicalize().or_else(|_| std::path::absolute(path));
+    full.map_or_else(
+        |_| name.to_owned(),
+        |full| full.to_string_lossy().into_owned(),
+    )
+}
+
 impl<'a> Walk<'a> {
     pub(super) fn new(source: Volume, name: &'a str, cx: &Cx) -> Self {
         let mut cx = cx.clone();
         if let (None, Some(store)) = (&cx.place, &cx.store) {
             let identity = source.source_identity();
-            cx.place = identity.map(|identity| store.place(&identity, name));
+            cx.place = identity.map(|identity| store.place(&identity, &full_name(name)));
         }
         Self {
             cx,

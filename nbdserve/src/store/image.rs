@@ -102,8 +102,8 @@ impl Image {
     }
 
     /// Whether `more` bytes may be kept of this image, after others have made room for them.
-    pub(super) fn may_grow(&self, more: u64) -> bool {
-        self.store.make_room(&self.folder, more)
+    pub(super) fn may_grow(&self, more: u64, later: u64) -> bool {
+        self.store.make_room(&self.folder, more, later)
     }
 
     fn note_use(&self) {

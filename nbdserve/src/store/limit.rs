@@ -143,17 +143,17 @@ impl Store {
         image.folder.ends_with(hex(identity))
     }
 
-    /// Sees to it that the store stays within its limit with `more` bytes in the folder `mine`:
-    /// takes away the images that were used least recently and that nobody uses. False when that
-    /// is not enough, or the file system has no more space.
-    pub(super) fn make_room(&self, mine: &Path, more: u64) -> bool {
+    /// Sees to it that there is space for `more` bytes in the folder `mine`, and that the store stays
+    /// within its limit with `later` bytes, which are no less: takes away the images that were used
+    /// least recently and that nobody uses. False when that is not enough.
+    pub(super) fn make_room(&self, mine: &Path, more: u64, later: u64) -> bool {
         // Whoever else makes room now does it for us too.
         let Some(_alone) = self.try_lock() else {
-            return self.has_space(more);
+            return later <= self.limit && self.has_space(more);
         };
         let images = self.kept();
         let used: u64 = images.iter().map(|image| image.bytes).sum();
-        let mut used = used.saturating_add(more);
+        let mut used = used.saturating_add(later);
         if used <= self.limit && self.has_space(more) {
             return true;
         }
@@ -178,7 +178,7 @@ impl Store {
     }
 
     /// Whether the file system has `more` bytes for us, and leaves some to others.
-    fn has_space(&self, more: u64) -> bool {
+    pub(super) fn has_space(&self, more: u64) -> bool {
         let Ok(stat) = rustix::fs::statvfs(&self.folder) else {
             return false;
         };

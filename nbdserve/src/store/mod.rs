@@ -137,7 +137,8 @@ impl Place {
         let Some(folder) = self.image.make() else {
             return;
         };
-        if !self.image.may_grow(bytes.len() as u64) {
+        let len = bytes.len() as u64;
+        if !self.image.may_grow(len, len) {
             tracing::debug!("{name} is not kept: the cache is full");
             return;
         }
@@ -161,7 +162,7 @@ impl Place {
     /// says why.
     pub(crate) fn pages(&self, name: &str) -> Option<Pages> {
         let folder = self.image.make()?;
-        if !self.image.may_grow(0) {
+        if !self.image.may_grow(0, 0) {
             tracing::debug!("{name} is not kept: the cache is full");
             return None;
         }
@@ -175,6 +176,11 @@ impl Place {
     /// Most bytes that may be kept.
     pub(crate) fn limit(&self) -> u64 {
         self.image.store().limit
+    }
+
+    /// Whether so many bytes may be kept, and the file system has them.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        bytes <= self.limit() && self.image.store().has_space(bytes)
     }
 
     /// The name of the file for `name`: names are for people, the digest keeps volumes apart.

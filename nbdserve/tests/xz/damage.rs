@@ -193,6 +193,25 @@ fn an_index_that_lies_a_little_costs_the_blocks_it_lies_about() {
 }
 
 #[test]
+fn a_block_that_is_said_to_be_empty_is_looked_into() {
+    let bytes = image(30_000, 37);
+    let file = xz(&bytes, &["-0", "--block-size=10000"]);
+    for number in 0..3 {
+        let mut records = forge::records(&file);
+        records[number].1 = 0;
+        let index = forge::index(3, &records);
+        let bad = forge::with_index(&file, &index);
+        assert_eq!(kind_of_open(bad, &roomy()), Some(Kind::Corrupt));
+    }
+    // A small one, too: ten thousand zeroes.
+    let zeroes = xz(&vec![0; 20_000], &["-0", "--block-size=10000"]);
+    let mut records = forge::records(&zeroes);
+    records[1].1 = 0;
+    let bad = forge::with_index(&zeroes, &forge::index(2, &records));
+    assert_eq!(kind_of_open(bad, &roomy()), Some(Kind::Corrupt));
+}
+
+#[test]
 fn header_and_footer_must_agree_and_the_footer_must_not_lie() {
     let file = xz(&[1; 100], &["--check=crc32"]);
     let other = forge::with_check(&file, 4);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nbdserve::store::{Place, Store};
 use nbdserve::testing::Rng;
-use nbdserve::{Access, ByteRange, Cx, Kind, Volume};
+use nbdserve::{Access, ByteRange, Cx, Keeping, Kind, Volume};
 
 use crate::tools::{MIB, Probe, Witness, image, noise, open_on, read, try_read_all, xz};
 
@@ -291,4 +291,210 @@ fn two_units_that_decode_at_the_same_time_help_each_other() {
     let volume = open_on(&Probe::new(file).volume(), &keeping(folder.path())).unwrap();
     assert!(try_read_all(&volume).unwrap() == bytes);
     assert_eq!(decodes(&volume), 0);
+}
+
+/// The image in blocks that are decoded into memory.
+fn in_small_blocks(len: usize, seed: u64) -> (Vec<u8>, Vec<u8>) {
+    let bytes = image(len, seed);
+    let file = xz(&bytes, &["-0", "--block-size=1MiB"]);
+    (bytes, file)
+}
+
+/// Reads all of the image and says how many blocks were decoded for it.
+fn decodes_of(file: &[u8], bytes: &[u8], cx: &Cx) -> u64 {
+    let volume = open_on(&Probe::new(file.to_vec()).volume(), cx).unwrap();
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    let decodes = decodes(&volume);
+    // Waits for those who still keep what they have decoded.
+    volume.close().unwrap();
+    decodes
+}
+
+#[test]
+fn blocks_that_fit_memory_are_kept_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bytes, file) = in_small_blocks(12 * MIB + 5, 80);
+    // Twice as much as fits.
+    assert!(decodes_of(&file, &bytes, &keeping(folder.path())) >= 13);
+    let probe = Probe::new(file);
+    let mut cx = keeping(folder.path());
+    cx.temp_dir = "/nonexistent".into();
+    cx.verify = true;
+    let volume = open_on(&probe.volume(), &cx).unwrap();
+    assert_eq!(volume.geometry().access, Access::Random);
+    assert_eq!(volume.cost().unwrap().kept, Keeping::Disk);
+    probe.take_reads();
+    assert!(read(&volume, 5 * MIB - 7, 1000).unwrap() == bytes[5 * MIB - 7..5 * MIB + 993]);
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert_eq!(probe.take_reads(), []);
+    let stats = volume.stats().blocks.unwrap();
+    assert_eq!((stats.decodes, stats.misses), (0, 0));
+    let zero = |volume: &Volume| -> u64 {
+        let all = ByteRange::between(0, volume.size());
+        let extents = volume.extents(all).unwrap();
+        let runs = extents.runs().iter().filter(|run| run.flags.zero);
+        runs.map(|run| run.range.len()).sum()
+    };
+    let without = open_on(&probe.volume(), &Cx::new(64 << 20)).unwrap();
+    assert!(try_read_all(&without).unwrap() == bytes);
+    assert!(zero(&volume) > 0 && zero(&volume) == zero(&without));
+}
+
+#[test]
+fn only_the_blocks_that_were_decoded_are_kept_and_whatever_the_memory_they_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bytes, file) = in_small_blocks(12 * MIB, 81);
+    let part = bytes.len() / 2;
+    // The check comes after the bytes.
+    let mut cx = keeping(folder.path());
+    cx.verify = true;
+    let volume = open_on(&Probe::new(file.clone()).volume(), &cx).unwrap();
+    assert!(read(&volume, part, 10).unwrap() == bytes[part..part + 10]);
+    let first = decodes(&volume);
+    volume.close().unwrap();
+    assert!((1..12).contains(&first), "{first}");
+    // With so little memory that each block is decoded in a pass of its own.
+    let mut cx = Cx::new(2 << 20);
+    cx.place = keeping(folder.path()).place;
+    let volume = open_on(&Probe::new(file.clone()).volume(), &cx).unwrap();
+    assert!(read(&volume, part, 10).unwrap() == bytes[part..part + 10]);
+    assert_eq!(decodes(&volume), 0);
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    volume.close().unwrap();
+    // What such a pass has kept is found with more memory.
+    assert_eq!(decodes_of(&file, &bytes, &keeping(folder.path())), 0);
+}
+
+#[test]
+fn kept_blocks_that_are_damaged_are_decoded_and_kept_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bytes, file) = in_small_blocks(4 * MIB, 82);
+    decodes_of(&file, &bytes, &keeping(folder.path()));
+    let [path] = &kept(folder.path())[..] else {
+        panic!("one file of pages is expected");
+    };
+    let pages = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let len = pages.metadata().unwrap().len();
+    let mut rng = Rng::new(3);
+    for round in 0..16 {
+        if round == 8 {
+            pages.set_len(len / 2).unwrap();
+        }
+        for _ in 0..rng.below(300) {
+            let (mut byte, at) = ([0], rng.below(len));
+            let _ = pages.read_at(&mut byte, at).unwrap();
+            pages.write_all_at(&[!byte[0]], at).unwrap();
+        }
+        decodes_of(&file, &bytes, &keeping(folder.path()));
+    }
+    // Damage is noticed when it is read; the next mount looks for nothing there, and keeps it again.
+    decodes_of(&file, &bytes, &keeping(folder.path()));
+    decodes_of(&file, &bytes, &keeping(folder.path()));
+    assert_eq!(decodes_of(&file, &bytes, &keeping(folder.path())), 0);
+}
+
+#[test]
+fn nothing_is_kept_of_a_block_in_memory_whose_check_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise(3 * MIB, 83);
+    let mut file = xz(&bytes, &["-0", "--check=crc32", "--block-size=1MiB"]);
+    file[MIB + MIB / 2] ^= 1;
+    for _ in 0..2 {
+        let volume = open_on(&Probe::new(file.clone()).volume(), &keeping(folder.path())).unwrap();
+        while let Ok(found) = read(&volume, MIB, 100) {
+            assert!(found == bytes[MIB..MIB + 100]);
+        }
+        let damaged = read(&volume, MIB, 1).unwrap_err();
+        assert_eq!(damaged.kind(), Kind::Corrupt);
+        assert!(read(&volume, 0, MIB).unwrap() == bytes[..MIB]);
+        assert!(read(&volume, 2 * MIB, MIB).unwrap() == bytes[2 * MIB..]);
+        volume.close().unwrap();
+    }
+}
+
+#[test]
+fn no_more_small_blocks_are_kept_than_there_is_room_for() {
+    let bytes = noise(12 * MIB, 84);
+    let file = xz(&bytes, &["-0", "--block-size=256KiB"]);
+    for limit in [100_000, 1 << 20, 3 << 20] {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..3 {
+            let cx = keeping_at_most(folder.path(), limit);
+            decodes_of(&file, &bytes, &cx);
+            let used = Store::with_limit(folder.path(), limit)
+                .unwrap()
+                .usage()
+                .used;
+            // Whoever writes at the same time looks at the limit for itself.
+            assert!(used <= limit + limit / 2, "{used} bytes of {limit}");
+        }
+    }
+}
+
+#[test]
+fn a_long_block_goes_to_the_cache_though_it_fits_memory() {
+    let bytes = noise(36 * MIB, 85);
+    let file = xz(&bytes, &["-0"]);
+    let much = |limit| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cx = Cx::new(1 << 30);
+        cx.place = keeping_at_most(folder.path(), limit).place;
+        cx.temp_dir = "/nonexistent".into();
+        (folder, cx)
+    };
+    let (_folder, cx) = much(1 << 30);
+    let probe = Probe::new(file.clone());
+    let volume = open_on(&probe.volume(), &cx).unwrap();
+    probe.fail_from(Some(file.len() as u64 * 3 / 4));
+    assert!(read(&volume, 35 * MIB, 10).is_err());
+    volume.close().unwrap();
+    // What was decoded until it was interrupted is there.
+    let probe = Probe::new(file.clone());
+    let volume = open_on(&probe.volume(), &cx).unwrap();
+    probe.hold_from(file.len() as u64 / 4);
+    assert!(read(&volume, 16 * MIB, MIB).unwrap() == bytes[16 * MIB..17 * MIB]);
+    probe.release();
+    pass_over(&volume, &bytes);
+    volume.close().unwrap();
+    // Not where it has no room for all of it: then memory does.
+    let (_folder, cx) = much(30 << 20);
+    let volume = open_on(&Probe::new(file).volume(), &cx).unwrap();
+    assert!(try_read_all(&volume).unwrap() == bytes);
+    assert!(volume.close().is_ok() && cx.cache.peak() > 36 << 20);
+}
+
+#[test]
+fn what_had_to_go_from_memory_or_another_mount_has_decoded_is_not_decoded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise(16 * MIB, 86);
+    let file = xz(&bytes, &["-0", "--block-size=1MiB"]);
+    let open = || open_on(&Probe::new(file.clone()).volume(), &keeping(folder.path())).unwrap();
+    let (first, second) = (open(), open());
+    // Twice as much as fits memory, twice.
+    for _ in 0..2 {
+        assert!(try_read_all(&first).unwrap() == bytes);
+    }
+    assert!((16..20).contains(&decodes(&first)), "{}", decodes(&first));
+    first.close().unwrap();
+    assert!(try_read_all(&second).unwrap() == bytes);
+    assert_eq!(decodes(&second), 0);
+    // What is lost is decoded, and found by others again.
+    let third = open();
+    for path in kept(folder.path()) {
+        let pages = OpenOptions::new().write(true).open(path).unwrap();
+        let len = pages.metadata().unwrap().len();
+        for at in (0..len).step_by(5003) {
+            pages.write_all_at(&[0x5a], at).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        assert!(try_read_all(&second).unwrap() == bytes);
+        assert!(try_read_all(&third).unwrap() == bytes);
+    }
+    second.close().unwrap();
+    third.close().unwrap();
 }

@@ -261,6 +261,11 @@ fn an_archive_is_recognised() {
     let with_program = [noise(500, 1), whole.clone()].concat();
     assert_eq!(found(&with_program, true), [("zip", 10)]);
     assert_eq!(found(&with_program, false), []);
+    // The last of several files, which begins somewhere in a body.
+    let mut last = with_program.clone();
+    let end = last.len() - 22;
+    last[end + 4..end + 8].copy_from_slice(&[2, 0, 2, 0]);
+    assert_eq!(found(&last, true), [("zip", 10)]);
     assert_eq!(found(&with_program[..with_program.len() - 1], true), []);
     assert_eq!(found(&whole[whole.len() - 22..], false), [("zip", 80)]);
 }

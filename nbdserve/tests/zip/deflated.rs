@@ -11,7 +11,7 @@ use nbdserve::source::Memory;
 use nbdserve::store::{Place, Store};
 use nbdserve::testing::tools as foreign;
 use nbdserve::testing::{Counting, conformance};
-use nbdserve::{Cx, Kind, Volume};
+use nbdserve::{Cx, Index, Kind, Volume};
 
 use crate::tools::{args, cx, first, last, noise, open, open_on, read_all, zip};
 
@@ -76,6 +76,16 @@ fn compressed_files_conform() {
     conformance::check(|| (open(&bytes, "disk").unwrap(), content.to_vec()));
     let open = |below: &Volume| (ZIP.open)(below, &args("name", "disk"), &Cx::new(16 << 20));
     conformance::check_errors("zip:disk", &bytes, open);
+}
+
+#[test]
+fn what_a_jump_costs_is_told_of_compressed_files() {
+    let content = content();
+    let bytes = deflated(&[("disk", &content)], &["-6"]);
+    let cost = open(&bytes, "disk").unwrap().cost().unwrap();
+    assert!(cost.index != Index::InImage, "{cost:?}");
+    let stored = deflated(&[("disk", &content)], &["-0"]);
+    assert_eq!(open(&stored, "disk").unwrap().cost(), None);
 }
 
 /// Opens and reads; how that ends.

@@ -55,6 +55,10 @@ impl Decode for Bzip2Blocks {
         }
         decode_group(&self.below, group, job)
     }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
 }
 
 impl Layout for Bzip2Blocks {

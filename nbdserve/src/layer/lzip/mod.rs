@@ -161,6 +161,10 @@ impl Decode for LzipMembers {
         job.leave_decoder(decoder);
         Ok(())
     }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
 }
 
 impl Layout for LzipMembers {

@@ -254,6 +254,10 @@ impl Decode for Lzma {
         }
         self.coded.decode(job, |_, _| ())
     }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
 }
 
 impl Layout for Lzma {

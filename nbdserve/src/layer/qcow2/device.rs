@@ -93,6 +93,7 @@ impl Qcow2 {
             cost = Some(Cost {
                 access,
                 index: Index::InImage,
+                index_kept: Keeping::Memory,
                 kept: Keeping::Memory,
             });
         }

@@ -167,6 +167,10 @@ impl Decode for XzBlocks {
         job.leave_decoder(decoder);
         Ok(())
     }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
 }
 
 impl Layout for XzBlocks {

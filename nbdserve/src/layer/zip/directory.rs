@@ -215,7 +215,8 @@ fn entry(central: Central, before: u64, at: u64) -> Result<Entry> {
 
 fn several_disks() -> Error {
     let what = "the archive is cut into several files, of which this is one";
-    Error::new(Kind::Unsupported, what).hint("put the pieces together first: zip -s 0")
+    Error::new(Kind::Unsupported, what)
+        .hint("put the pieces together first: zip -s 0 LAST.zip --out WHOLE.zip")
 }
 
 /// Finds the directory by the records at the end.

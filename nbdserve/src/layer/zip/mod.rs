@@ -66,6 +66,13 @@ fn probe(sample: &Sample<'_>) -> Verdict {
                 evidence: "an end record of a zip archive at the end".to_owned(),
             }
         }
+        // Opening it says what to do.
+        Some(end) if end.disk != 0 && end.directory_disk <= end.disk && end.size <= sample.size => {
+            Verdict::Yes {
+                confidence: Confidence::WEAK,
+                evidence: "the end record of an archive that was cut into several files".to_owned(),
+            }
+        }
         _ => Verdict::No,
     }
 }

@@ -57,8 +57,10 @@ const SPAN: u64 = ZEROS + RECORDS + SPAN_PAGES * PAGE_BYTES;
 
 /// No byte beyond this is kept: the file would be longer than a file can be.
 const LONGEST: u64 = 1 << 62;
-/// The limits are looked at each time this much was written.
+/// The limits are looked at each time this much was written, or as much as this part of the store's
+/// limit if that is less.
 const LOOK_EACH: u64 = 32 << 20;
+const LOOK_PART: u64 = 16;
 
 const MAGIC: &[u8; 16] = b"loopmount pages1";
 
@@ -263,24 +265,28 @@ impl Pages {
         }
         if skip == 0 && buf.len().is_multiple_of(PAGE) {
             self.load_sparse(buf, data_at(first));
-            return self.agree(records(), buf);
+            return self.settle(records(), buf);
         }
         let mut whole = vec![0; pages * PAGE];
         self.load_sparse(&mut whole, data_at(first));
-        if !self.agree(records(), &whole) {
+        if !self.settle(records(), &mut whole) {
             return false;
         }
         buf.copy_from_slice(&whole[skip..skip + buf.len()]);
         true
     }
 
-    /// Whether all pages are what their records say.
-    fn agree(&self, records: impl Iterator<Item = (u64, u64)>, pages: &[u8]) -> bool {
+    /// Whether all pages are what their records say. Nothing was ever written of a page of zeroes:
+    /// whatever lies in its place, it is zero.
+    fn settle(&self, records: impl Iterator<Item = (u64, u64)>, pages: &mut [u8]) -> bool {
         records
-            .zip(pages.chunks_exact(PAGE))
+            .zip(pages.chunks_exact_mut(PAGE))
             .all(|((number, record), page)| {
-                record == self.record(number, page)
-                    || (record == self.zero_record(number) && is_zero(page))
+                let zero = record == self.zero_record(number);
+                if zero {
+                    page.fill(0);
+                }
+                zero || record == self.record(number, page)
             })
     }
 
@@ -392,8 +398,11 @@ impl Pages {
         }
         let before = self.written.fetch_add(len, Ordering::Relaxed);
         let after = before.saturating_add(len);
-        let look = before == 0 || before / LOOK_EACH != after / LOOK_EACH;
-        if look && !self.image.may_grow(len) {
+        let limit = self.image.store().limit();
+        let each = (limit / LOOK_PART).clamp(CHUNK_BYTES, LOOK_EACH);
+        let look = before == 0 || before / each != after / each;
+        // Nobody looks before this much more is there.
+        if look && !self.image.may_grow(len, each) {
             tracing::info!(
                 "the cache is full: no more is kept in {}",
                 self.path.display()

@@ -199,3 +199,18 @@ fn a_full_disk_ends_the_keeping_and_not_the_reading() {
 fn file_exists(pages: &Pages) -> bool {
     pages.path.exists()
 }
+
+#[test]
+fn a_page_of_zeroes_is_zero_whatever_lies_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = place(folder.path()).pages("p").unwrap();
+    let mut bytes = noise(CHUNK, 7);
+    bytes[5 * PAGE..9 * PAGE].fill(0);
+    write(&pages, 0, &bytes);
+    // Nothing is written there, so nothing that is written again would mend it.
+    pages.file.write_all_at(&[1; 2 * PAGE], data_at(6)).unwrap();
+    assert!(read(&pages, 0, CHUNK).unwrap() == bytes);
+    assert!(read(&pages, 7 * PAGE - 3, 20).unwrap() == [0; 20]);
+    pages.file.write_all_at(&[1], data_at(9)).unwrap();
+    assert_eq!(read(&pages, 8 * PAGE, 2 * PAGE), None);
+}
