@@ -96,7 +96,7 @@ fn walk(volume: &Volume, places: &Places, files: &[String]) {
 }
 
 #[test]
-fn a_mount_that_looks_ahead_asks_less_than_half_as_often_and_for_no_more() {
+fn a_mount_that_looks_ahead_asks_less_often_and_for_a_third() {
     let dir = tempfile::tempdir().unwrap();
     let (root, image) = (dir.path().join("root"), dir.path().join("image"));
     let files = fill(&root);
@@ -130,9 +130,9 @@ fn a_mount_that_looks_ahead_asks_less_than_half_as_often_and_for_no_more() {
     };
     let (plain, plain_bytes) = run(false);
     let (ahead, ahead_bytes) = run(true);
-    assert!(ahead * 2 <= plain, "{ahead} and {plain}");
+    assert!(ahead * 3 <= plain * 2, "{ahead} and {plain}");
     assert!(
-        ahead_bytes <= plain_bytes,
+        ahead_bytes * 3 <= plain_bytes,
         "{ahead_bytes} and {plain_bytes}"
     );
 }
@@ -143,17 +143,20 @@ fn a_window_with_holes_is_one_request() {
     let server = Server::of(&File::new(bytes.clone()));
     let http = open(&server.url("/disk")).unwrap();
     let page = |number: u64| ByteRange::new((1 << 20) + number * BLOCK, BLOCK).unwrap();
-    http.will_need_parts(&[page(3), page(8)]);
+    // One by one: whoever names several at once knows what lies between, too.
+    http.will_need(page(3));
+    http.will_need(page(8));
     for number in [3, 8, 5] {
         let at = page(number).start() as usize;
         assert!(crate::read(&http, at, 100) == bytes[at..at + 100]);
     }
     let asked = server.asked();
     let sets: Vec<_> = asked.iter().map(|asked| asked.all_ranges()).collect();
-    assert_eq!(sets.len(), 3, "{sets:?}");
+    // The first is that of opening.
+    assert_eq!(sets.len(), 4, "{sets:?}");
     let range = |first: u64, end: u64| {
         let (first, end) = (page(first).start(), page(end).start());
         (first as usize, end as usize - 1)
     };
-    assert_eq!(sets[2], [range(0, 3), range(4, 8), range(9, 16)]);
+    assert_eq!(sets[3], [range(0, 3), range(4, 8), range(9, 16)]);
 }

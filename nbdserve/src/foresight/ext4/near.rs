@@ -35,7 +35,7 @@ impl Near {
     /// How many to guess at next: all there can be when most are read, a few when hardly any are.
     pub(super) fn most(&self) -> usize {
         if self.guessed < FEW {
-            return LEAST.saturating_mul(2);
+            return LEAST.saturating_mul(4);
         }
         let all = usize::try_from(self.guessed).unwrap_or(usize::MAX).max(1);
         let read = usize::try_from(self.read).unwrap_or(0);

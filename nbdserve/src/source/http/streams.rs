@@ -68,6 +68,8 @@ struct Stream {
     piece: u64,
     /// When it was last read.
     used: u64,
+    /// Something that it read was neither there nor on its way.
+    missed: bool,
 }
 
 impl Streams {
@@ -121,6 +123,7 @@ impl Streams {
                 asked: window.end(),
                 piece: window.len(),
                 used: self.clock,
+                missed: !is_here,
             });
             return window;
         };
@@ -136,7 +139,10 @@ impl Streams {
         stream.run = stream.run.saturating_add(range.len());
         stream.next = range.end();
         stream.used = self.clock;
-        if stream.asked.saturating_sub(stream.next) >= stream.piece / 2 {
+        stream.missed |= !is_here;
+        let far = stream.asked.saturating_sub(stream.next) >= stream.piece / 2;
+        // One that has never waited may find the rest there, too: from an earlier mount.
+        if far || !stream.missed {
             return self.align(range, PAGE);
         }
         let lively = |other: &&Stream| other.used.saturating_add(LIVELY) > self.clock;
