@@ -81,15 +81,17 @@ fn the_second_time_nothing_is_decoded_or_read() {
     let stats = volume.stats().blocks.unwrap();
     assert_eq!((stats.decodes, stats.misses), (0, 0));
     // What was zero is known to be, as it was the first time.
-    let zero = |volume: &Volume| -> u64 {
-        let all = ByteRange::between(0, volume.size());
-        let extents = volume.extents(all).unwrap();
-        let runs = extents.runs().iter().filter(|run| run.flags.zero);
-        runs.map(|run| run.range.len()).sum()
-    };
     let without = open_on(&probe.volume(), &Cx::new(8 << 20)).unwrap();
     assert!(try_read_all(&without).unwrap() == bytes);
     assert!(zero(&volume) > 0 && zero(&volume) == zero(&without));
+}
+
+/// Bytes that are known to be zero.
+fn zero(volume: &Volume) -> u64 {
+    let all = ByteRange::between(0, volume.size());
+    let extents = volume.extents(all).unwrap();
+    let runs = extents.runs().iter().filter(|run| run.flags.zero);
+    runs.map(|run| run.range.len()).sum()
 }
 
 #[test]
@@ -329,12 +331,6 @@ fn blocks_that_fit_memory_are_kept_too() {
     assert_eq!(probe.take_reads(), []);
     let stats = volume.stats().blocks.unwrap();
     assert_eq!((stats.decodes, stats.misses), (0, 0));
-    let zero = |volume: &Volume| -> u64 {
-        let all = ByteRange::between(0, volume.size());
-        let extents = volume.extents(all).unwrap();
-        let runs = extents.runs().iter().filter(|run| run.flags.zero);
-        runs.map(|run| run.range.len()).sum()
-    };
     let without = open_on(&probe.volume(), &Cx::new(64 << 20)).unwrap();
     assert!(try_read_all(&without).unwrap() == bytes);
     assert!(zero(&volume) > 0 && zero(&volume) == zero(&without));

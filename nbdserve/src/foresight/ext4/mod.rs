@@ -108,12 +108,9 @@ impl Ext4 {
         let block_size = self.layout.block_size;
         for (ino, directory) in self.known.directories_after(ino, NEAR_INODES) {
             let map = &directory.map;
-            let blocks = map
-                .runs
-                .iter()
-                .fold(0, |all: u64, run| all.saturating_add(run.len));
             let nodes = u64::try_from(map.nodes.len()).unwrap_or(u64::MAX);
-            let bytes = blocks.saturating_add(nodes).saturating_mul(block_size);
+            let nodes = nodes.saturating_mul(block_size);
+            let bytes = bytes_of(&map.runs, block_size).saturating_add(nodes);
             let all = hints.bytes.saturating_add(bytes);
             if bytes > NEAR.max(block_size) || all > most || self.is_fresh(directory.told) {
                 continue;
