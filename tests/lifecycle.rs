@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::holder::Holder;
 use common::images::{self, HELLO};
 use common::run::{Running, send_signal};
-use common::sandbox::with_small_disk;
+use common::sandbox::{SERVED, plain_unit, with_small_disk};
 use common::system::{loops, mount_at, process_state};
 use common::{Sandbox, Who, must, until};
 use rustix::process::Signal;
@@ -22,13 +22,6 @@ use rustix::process::Signal;
 /// The background processes of a unit, by what they are called with.
 const SUPERVISOR: &str = "__supervise";
 const SERVER: &str = "__serve";
-
-/// Each pair of one who types and a means that keeps processes of ours.
-const SERVED: [(Who, &str); 3] = [
-    (Who::Root, "loop"),
-    (Who::Root, "fuse"),
-    (Who::User, "fuse"),
-];
 
 #[track_caller]
 fn pid_of(sandbox: &Sandbox, role: &str) -> u32 {
@@ -47,14 +40,6 @@ fn unmount_or_gone(sandbox: &Sandbox, what: &Path) {
         outcome.code(),
         outcome.stderr
     );
-}
-
-/// A plain image that root mounts without a process of ours, mounted.
-fn plain_unit() -> (Sandbox, PathBuf, PathBuf) {
-    let sandbox = Sandbox::new(Who::Root);
-    let image = sandbox.image(&common::images().ext4());
-    let point = sandbox.mount(&[], &image, "mnt");
-    (sandbox, image, point)
 }
 
 #[test]
@@ -307,60 +292,6 @@ fn session(pid: u32) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after_name = stat.rsplit_once(") ").unwrap().1;
     after_name.split(' ').nth(3).unwrap().to_owned()
-}
-
-#[test]
-fn a_busy_mount_stays_and_who_holds_it_is_named() {
-    for (who, via) in SERVED {
-        let (sandbox, image) = with_small_disk(who);
-        let point = sandbox.mount(&["--via", via], &image, "mnt");
-        busy(&sandbox, &point);
-    }
-    let (sandbox, _, point) = plain_unit();
-    busy(&sandbox, &point);
-}
-
-fn busy(sandbox: &Sandbox, point: &Path) {
-    let holder = Holder::stand_in(sandbox, &point.join("etc"));
-    let pid = holder.pid().to_string();
-    sandbox
-        .loopmount()
-        .arg("-u")
-        .arg(point)
-        .fails(4)
-        .says(&["in use", "sleep", &pid, "--lazy"]);
-    assert!(
-        mount_at(point).is_some(),
-        "a refused unmount changes nothing"
-    );
-    assert!(!sandbox.read(point.join("etc/os-release")).is_empty());
-    holder.kill();
-    sandbox.unmount(point);
-    sandbox.assert_clean();
-}
-
-#[test]
-fn lazy_takes_a_busy_mount_out_of_sight_and_the_rest_when_it_is_free() {
-    for (who, via) in SERVED {
-        let sandbox = Sandbox::new(who);
-        let image = sandbox.image(&common::images().disk_xz());
-        let point = sandbox.mount(&["--via", via], &image, "mnt");
-        let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-        lazy(&sandbox, &point, holder);
-    }
-    let (sandbox, _, point) = plain_unit();
-    let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-    lazy(&sandbox, &point, holder);
-}
-
-fn lazy(sandbox: &Sandbox, point: &Path, holder: Holder) {
-    let unmount = sandbox.loopmount().args(["--lazy", "-u"]);
-    unmount.arg(point).ok();
-    assert!(mount_at(point).is_none());
-    // What was open can still be read.
-    holder.release().expect(0);
-    sandbox.loopmount().arg("--list").ok();
-    sandbox.assert_clean();
 }
 
 #[test]
@@ -667,26 +598,6 @@ fn a_mount_that_was_moved_is_still_ours() {
             must(Command::new("umount").arg(&base));
             sandbox.assert_clean();
         }
-    }
-}
-
-#[test]
-fn a_covered_mount_is_not_confused_with_what_covers_it() {
-    for (who, via) in SERVED {
-        let (sandbox, image) = with_small_disk(who);
-        let point = sandbox.mount(&["--via", via], &image, "mnt");
-        let tmpfs = ["-t", "tmpfs", "lm-cover"];
-        must(Command::new("mount").args(tmpfs).arg(&point));
-        let outcome = sandbox.loopmount().arg("-u").arg(&point).run();
-        assert_ne!(outcome.code(), 0, "it cannot be unmounted under its cover");
-        assert_eq!(mount_at(&point).unwrap().kind, "tmpfs");
-        must(Command::new("umount").arg(&point));
-        assert!(
-            !sandbox.read(point.join(HELLO)).is_empty(),
-            "and nothing is broken"
-        );
-        sandbox.unmount(&point);
-        sandbox.assert_clean();
     }
 }
 

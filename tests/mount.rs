@@ -270,7 +270,8 @@ fn an_unmount_says_what_did_not_reach_the_image() {
     must(Command::new("qemu-img").args(convert).arg(&raw).arg(&image));
     let write = |mib: usize| {
         let point = sandbox.mount(&["-w", "--via", "loop"], &image, &format!("mnt{mib}"));
-        fs::write(point.join("new"), vec![0x5a; mib << 20]).unwrap();
+        let of = format!("of={}", point.join("new").display());
+        sandbox.tool("dd").arg(of).stdin(vec![0x5a; mib << 20]).ok();
         sandbox.loopmount().arg("-u").arg(&point).run()
     };
     write(1).expect(0);

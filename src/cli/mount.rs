@@ -195,7 +195,7 @@ fn hide_mounts() -> Result<()> {
 fn take_down(id: &str) -> Result<()> {
     for unit in find::named(id.as_ref())? {
         let outcome = match stop::take_down(&unit, Mode::Normal)? {
-            Outcome::Busy(..) => stop::take_down(&unit, Mode::Lazy)?,
+            Outcome::Busy(_) => stop::take_down(&unit, Mode::Lazy)?,
             other => other,
         };
         if let Outcome::Lost(why) = &outcome {

@@ -1,4 +1,4 @@
-//! Who uses a mount: found in /proc without touching the mount itself.
+//! Who uses a mount: found in /proc, /sys and the mount table, without touching the mount itself.
 
 use std::fmt;
 use std::fs;
@@ -7,52 +7,87 @@ use std::path::{Path, PathBuf};
 
 use nbdserve::error::escape;
 
+use crate::sys::block::BlockDevice;
 use crate::sys::mountinfo::Mount;
 
-/// A process that keeps a mount busy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Process id.
-    pub pid: u32,
-    /// Name of the program.
-    pub name: String,
-    /// How: `working folder`, `open file /mnt/x`.
-    pub how: String,
+/// What keeps a mount busy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// A process.
+    Process {
+        /// Process id.
+        pid: u32,
+        /// Name of the program.
+        name: String,
+        /// How: `working folder`, `open file /mnt/x`.
+        how: String,
+    },
+    /// Another mount on a folder of it.
+    Mount(PathBuf),
+    /// A loop device over a file of it.
+    Loop {
+        /// `loop0`.
+        device: String,
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} (process {}): {}",
-            escape(&self.name),
-            self.pid,
-            escape(&self.how)
-        )
+        let shown = |path: &Path| escape(&path.to_string_lossy());
+        match self {
+            Self::Process { pid, name, how } => {
+                write!(f, "{} (process {pid}): {}", escape(name), escape(how))
+            }
+            Self::Mount(target) => write!(f, "the mount on {}", shown(target)),
+            Self::Loop { device, file } => write!(f, "/dev/{device}: file {}", shown(file)),
+        }
     }
 }
 
-/// The processes that use `mount`, as far as the caller may see them.
+/// What uses `mount`, one of `all`, as far as the caller may see it: other mounts, loop devices,
+/// processes.
 #[must_use]
-pub fn holders(mount: &Mount) -> Vec<Holder> {
+pub fn holders(mount: &Mount, all: &[Mount]) -> Vec<Holder> {
+    let below = all.iter().filter(|other| other.parent == mount.id);
+    let mut found: Vec<_> = below
+        .map(|other| Holder::Mount(other.target.clone()))
+        .collect();
+    found.extend(loops(mount));
     let own = std::process::id();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut found: Vec<_> = processes
+    let mut pids: Vec<u32> = processes
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != own)
-        .filter_map(|pid| holder(pid, mount))
         .collect();
-    found.sort_by_key(|holder| holder.pid);
+    pids.sort_unstable();
+    found.extend(pids.into_iter().filter_map(|pid| process(pid, mount)));
     found
 }
 
-fn holder(pid: u32, mount: &Mount) -> Option<Holder> {
+fn loops(mount: &Mount) -> Vec<Holder> {
+    let devices = BlockDevice::all("loop").unwrap_or_default();
+    devices
+        .into_iter()
+        .filter_map(|(number, block)| {
+            let file = block.attribute("loop/backing_file")?;
+            let file = PathBuf::from(file);
+            file.starts_with(&mount.target).then(|| Holder::Loop {
+                device: format!("loop{number}"),
+                file,
+            })
+        })
+        .collect()
+}
+
+fn process(pid: u32, mount: &Mount) -> Option<Holder> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let how = by_folder(&proc, mount)
         .or_else(|| by_file(&proc, mount))
         .or_else(|| by_map(&proc, mount))?;
     let name = fs::read_to_string(proc.join("comm")).unwrap_or_default();
-    Some(Holder {
+    Some(Holder::Process {
         pid,
         name: name.trim_end().to_owned(),
         how,

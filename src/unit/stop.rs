@@ -1,5 +1,6 @@
 //! `loopmount -u WHAT`: find the unit, unmount, wait until the image is free.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
@@ -28,6 +29,11 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const DETACH_LIMIT: Duration = Duration::from_secs(1);
 /// Unmounting what nobody serves may take this long before it gets help.
 const RESCUE_AFTER: Duration = Duration::from_millis(500);
+/// A process that uses a mount for that long means to; a fork that has not yet become another
+/// program does not.
+const HELD_FOR: Duration = Duration::from_millis(200);
+/// A mount that is in use by nobody who can be found is tried again for that long.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// At most this many users of a busy mount are printed.
 const MAX_HOLDERS: usize = 10;
 
@@ -40,8 +46,8 @@ pub enum Outcome {
     Lost(String),
     /// Out of the mount table; it ends with its last user.
     Detached,
-    /// In use by these; nothing was changed.
-    Busy(Error, Vec<Holder>),
+    /// In use: by whom. Nothing was changed.
+    Busy(Error),
     /// Detached or half taken down; this is left.
     Left(Vec<String>),
 }
@@ -70,8 +76,8 @@ pub fn command(what: &OsStr, mode: Mode) -> Result<Exit> {
                 out::tell(line);
                 Exit::Done
             }
-            Ok(Outcome::Busy(error, holders)) => {
-                print_report(&busy_error(&error, &holders).report());
+            Ok(Outcome::Busy(error)) => {
+                print_report(&error.report());
                 Exit::Busy
             }
             Ok(Outcome::Left(left)) => {
@@ -134,8 +140,14 @@ fn busy_error(error: &Error, holders: &[Holder]) -> Error {
     {
         what.push_str(&format!(" and {more} more;"));
     }
+    if holders.is_empty() {
+        what.push_str(
+            ", by nothing that can be seen from here: a process of another user, another ",
+        );
+        what.push_str("mount namespace, a swap file");
+    }
     Error::new(Kind::Denied, what.trim_end_matches(';'))
-        .hint("end them, or detach it now and let them finish: loopmount -u --lazy")
+        .hint("end that, or detach it now and let it finish: loopmount -u --lazy")
 }
 
 fn left_error(unit: &Unit, left: &[String]) -> Error {
@@ -161,30 +173,14 @@ fn left_error(unit: &Unit, left: &[String]) -> Error {
 pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
     // Its folder goes with it.
     let lost = unit.dir.open_lost();
-    let kernel = Kernel::look()?;
-    let traces = kernel.of(&unit.id);
-    // What the user sees; a FUSE file under a loop device goes by itself.
-    let seen = if traces.kernel.is_empty() && traces.loops.is_empty() && traces.nbds.is_empty() {
-        &traces.fuse
-    } else {
-        &traces.kernel
-    };
-    let server = unit.record.as_ref().and_then(|record| record.server);
-    let orphan = !unit.alive && server.is_none_or(|pid| !is_server(pid, &unit.id));
-    let rescue = orphan
-        .then(|| Rescue::start(&unit.id, &traces))
-        .transpose()?;
-    for mount in seen.iter().rev() {
-        match undo::unmount(mount, &kernel.mounts, mode) {
-            Ok(()) => {}
-            Err(Stayed::Busy(error)) => {
-                return Ok(Outcome::Busy(error, busy::holders(mount)));
-            }
-            Err(Stayed::Failed(error)) => return Err(error),
+    let seen = match unmount_what_is_seen(unit, mode)? {
+        Attempt::Done { seen } => seen,
+        Attempt::Busy(error, holders) => {
+            return Ok(Outcome::Busy(busy_error(&error, &holders)));
         }
-    }
-    drop(rescue);
-    if unit.alive && seen.is_empty() {
+        Attempt::Covered(error) => return Ok(Outcome::Busy(error)),
+    };
+    if unit.alive && seen == 0 {
         // Still starting, or mounted where we cannot see it: its supervisor knows.
         ask_to_end(unit);
     }
@@ -196,6 +192,70 @@ pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
         }
         _ => Ok(outcome),
     }
+}
+
+/// How unmounting what the user sees of a unit ended.
+enum Attempt {
+    /// There were that many mounts, and now none.
+    Done { seen: usize },
+    /// One stays: these use it.
+    Busy(Error, Vec<Holder>),
+    /// One stays below another.
+    Covered(Error),
+}
+
+/// Unmounts what the user sees of the unit.
+///
+/// A file may be held for a moment by who does not know of it: a child between fork and exec, an
+/// indexer, a walk over all mounts. So a mount is in use when a process keeps it so for
+/// [`HELD_FOR`], or when it stays so for [`BUSY_LIMIT`] and nobody is found.
+fn unmount_what_is_seen(unit: &Unit, mode: Mode) -> Result<Attempt> {
+    let deadline = Instant::now() + BUSY_LIMIT;
+    let mut held: HashMap<Holder, Instant> = HashMap::new();
+    let mut pause = Duration::from_millis(2);
+    loop {
+        let (error, holders) = match try_to_unmount(unit, mode)? {
+            Attempt::Busy(error, holders) => (error, holders),
+            other => return Ok(other),
+        };
+        let now = Instant::now();
+        held.retain(|holder, _| holders.contains(holder));
+        for holder in &holders {
+            held.entry(holder.clone()).or_insert(now);
+        }
+        if now >= deadline || held.values().any(|since| now - *since >= HELD_FOR) {
+            return Ok(Attempt::Busy(error, holders));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(HELD_FOR / 4);
+    }
+}
+
+fn try_to_unmount(unit: &Unit, mode: Mode) -> Result<Attempt> {
+    let kernel = Kernel::look()?;
+    let traces = kernel.of(&unit.id);
+    // What the user sees; a FUSE file under a loop device goes by itself.
+    let seen = if traces.kernel.is_empty() && traces.loops.is_empty() && traces.nbds.is_empty() {
+        &traces.fuse
+    } else {
+        &traces.kernel
+    };
+    let server = unit.record.as_ref().and_then(|record| record.server);
+    let orphan = !unit.alive && server.is_none_or(|pid| !is_server(pid, &unit.id));
+    let _rescue = orphan
+        .then(|| Rescue::start(&unit.id, &traces))
+        .transpose()?;
+    for mount in seen.iter().rev() {
+        match undo::unmount(mount, &kernel.mounts, mode) {
+            Ok(()) => {}
+            Err(Stayed::Busy(error)) => {
+                return Ok(Attempt::Busy(error, busy::holders(mount, &kernel.mounts)));
+            }
+            Err(Stayed::Covered(error)) => return Ok(Attempt::Covered(error)),
+            Err(Stayed::Failed(error)) => return Err(error),
+        }
+    }
+    Ok(Attempt::Done { seen: seen.len() })
 }
 
 /// Cuts off NBD devices that nobody serves if unmounting takes long: the kernel then waits for the

@@ -209,8 +209,10 @@ pub enum Server {
 /// Why a mount stayed.
 #[derive(Debug)]
 pub enum Stayed {
-    /// Somebody uses it, or another mount covers it.
+    /// Somebody uses it.
     Busy(Error),
+    /// Another mount covers it.
+    Covered(Error),
     /// Anything else.
     Failed(Error),
 }
@@ -218,7 +220,7 @@ pub enum Stayed {
 impl From<Stayed> for Error {
     fn from(stayed: Stayed) -> Self {
         match stayed {
-            Stayed::Busy(error) | Stayed::Failed(error) => error,
+            Stayed::Busy(error) | Stayed::Covered(error) | Stayed::Failed(error) => error,
         }
     }
 }
@@ -226,14 +228,14 @@ impl From<Stayed> for Error {
 /// Takes one mount away. Does not touch what is in it.
 ///
 /// # Errors
-/// `Busy` when it is in use (never with [`Mode::Lazy`]) or covered by another mount.
+/// `Busy` when it is in use (never with [`Mode::Lazy`]), `Covered` below another mount.
 pub fn unmount(mount: &Mount, all: &[Mount], mode: Mode) -> Result<(), Stayed> {
     let shown = mount.target.display();
     if all
         .iter()
         .any(|other| other.parent == mount.id && other.target == mount.target)
     {
-        return Err(Stayed::Busy(
+        return Err(Stayed::Covered(
             Error::new(Kind::Denied, format!("{shown} is covered by another mount")).hint(format!(
                 "umount {} takes the upper one away",
                 shell(&shown.to_string())

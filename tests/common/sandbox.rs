@@ -390,3 +390,18 @@ pub(crate) fn with_small_disk(who: Who) -> (Sandbox, PathBuf) {
     let image = sandbox.image(&images::carried());
     (sandbox, image)
 }
+
+/// A plain image that root mounts without a process of ours, mounted.
+pub(crate) fn plain_unit() -> (Sandbox, PathBuf, PathBuf) {
+    let sandbox = Sandbox::new(Who::Root);
+    let image = sandbox.image(&images::images().ext4());
+    let point = sandbox.mount(&[], &image, "mnt");
+    (sandbox, image, point)
+}
+
+/// Each pair of one who types and a means that keeps processes of ours.
+pub(crate) const SERVED: [(Who, &str); 3] = [
+    (Who::Root, "loop"),
+    (Who::Root, "fuse"),
+    (Who::User, "fuse"),
+];

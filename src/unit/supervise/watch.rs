@@ -52,7 +52,7 @@ impl Supervisor {
                     self.unmount_in_thread(Mode::Lazy);
                 }
                 // Asked to go and still in use: it goes when the last user does.
-                Event::Unmounted(Err(Stayed::Busy(error))) => {
+                Event::Unmounted(Err(Stayed::Busy(error) | Stayed::Covered(error))) => {
                     tracing::warn!("{error}; detached");
                     self.unmount_in_thread(Mode::Lazy);
                 }
