@@ -368,6 +368,25 @@ fn what_cannot_be_written_is_refused_with_its_name() {
 }
 
 #[test]
+fn a_file_system_that_was_cut_off_is_refused_with_both_sizes() {
+    for who in EVERYBODY {
+        for via in means(who) {
+            let sandbox = Sandbox::new(who);
+            let image = sandbox.image(&common::images().ext4());
+            let size = fs::metadata(&image).unwrap().len();
+            let file = fs::File::options().write(true).open(&image).unwrap();
+            file.set_len(size / 2).unwrap();
+            let point = sandbox.new_dir("mnt");
+            let cmd = sandbox.loopmount().args(["--via", via]);
+            cmd.arg(&image).arg(&point).fails(1).says(&[
+                &format!("states a size of {size} bytes, and {} are there", size / 2),
+                "cut off",
+            ]);
+        }
+    }
+}
+
+#[test]
 fn two_writers_of_one_image_are_refused() {
     require_tool("qemu-io", "qemu-utils");
     for who in EVERYBODY {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nbdserve::layer::Sample;
-use nbdserve::plan::{self, Class, Content, FsInfo, Pick, Purpose, Request, Resolved};
+use nbdserve::plan::{self, Class, Content, FsInfo, Info, Pick, Purpose, Request, Resolved};
 use nbdserve::source::{File, OpenMode};
 use nbdserve::testing::{noise, tools};
 use nbdserve::{Cx, Kind, Result, Volume};
@@ -411,6 +411,51 @@ fn formats_without_a_tool_here_are_known_by_their_specification() {
         &[(32769, b"CD001")],
     ] {
         assert_eq!(recognise(parts), None);
+    }
+}
+
+#[test]
+fn a_file_system_that_was_cut_off_is_told_of() {
+    let packed = tempfile::tempdir().unwrap();
+    fs::write(packed.path().join("file"), vec![7; 100_000]).unwrap();
+    let folder = packed.path().to_str().unwrap();
+    for (name, size, program, args) in [
+        ("ext2", 9 * MIB, "mkfs.ext2", &["-q"][..]),
+        ("ext4", 9 * MIB, "mkfs.ext4", &["-q", "-O", "64bit"]),
+        ("ext4", 9 * MIB, "mkfs.ext4", &["-q", "-b", "1024"]),
+        ("xfs", 300 * MIB, "mkfs.xfs", &["-q"]),
+        ("btrfs", 128 * MIB, "mkfs.btrfs", &["-q"]),
+        ("squashfs", 0, "mksquashfs", &[folder]),
+    ] {
+        let (_dir, path) = file_of(size);
+        let mut command = tools::command(program);
+        match name {
+            "squashfs" => command.args(args).arg(&path).args([
+                "-noappend",
+                "-quiet",
+                "-nopad",
+                "-noI",
+                "-noD",
+                "-noF",
+            ]),
+            _ => command.args(args).arg(&path),
+        };
+        tools::run_command(&mut command);
+        let problem = || {
+            let resolved = inspect(&path).unwrap();
+            let info = Info::new(&resolved).to_string();
+            let found = resolved.content.file_system().unwrap().problem.clone();
+            assert_eq!(info.contains("cut off"), found.is_some(), "{info}");
+            found
+        };
+        assert_eq!(problem(), None, "{name}");
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        let stated = file.metadata().unwrap().len();
+        for len in [stated - 1, stated / 2] {
+            file.set_len(len).unwrap();
+            let expected = format!("states a size of {stated} bytes, and {len} are there");
+            assert_eq!(problem(), Some(expected), "{name}");
+        }
     }
 }
 

@@ -144,7 +144,12 @@ fn attach(
         first_pass: false,
         options: request.mount_options.as_deref().unwrap_or(""),
     };
-    kernel_mount::mount_fs(&device.path, &request.target, &options)?;
+    kernel_mount::mount_fs(&device.path, &request.target, &options).map_err(
+        |error| match &record.opened {
+            Some(opened) => opened.explain(error),
+            None => error,
+        },
+    )?;
     Ok(device.path.clone())
 }
 

@@ -240,11 +240,13 @@ impl Server {
                 self.show_file(padded, &path, request, &options, observer)
             }
             Means::Tree(path) => {
-                let kind = resolved
-                    .content
-                    .file_system()
-                    .map_or("nothing", |info| &info.name);
-                let tree = nbdfuse::tree::open(kind, volume.clone())?;
+                let info = resolved.content.file_system();
+                let kind = info.map_or("nothing", |info| &info.name);
+                let tree =
+                    nbdfuse::tree::open(kind, volume.clone()).map_err(|error| match info {
+                        Some(info) => info.explain(error),
+                        None => error,
+                    })?;
                 let fd = mount(&path, request, true)?;
                 let options = TreeOptions {
                     name: source_of(&self.id),

@@ -8,7 +8,7 @@ pub(crate) mod archive;
 mod bitmap;
 pub mod bzip2;
 pub mod cow;
-mod cut;
+pub(crate) mod cut;
 mod decoded;
 pub(crate) mod deflate;
 pub mod gzip;

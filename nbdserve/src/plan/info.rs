@@ -243,6 +243,18 @@ impl fmt::Display for Info {
                     let number = entry.partition.number;
                     writeln!(f, "  damaged: partition {number} {problem}")?;
                 }
+                if let Some(FsInfo {
+                    name,
+                    problem: Some(problem),
+                    ..
+                }) = &entry.content
+                {
+                    let number = entry.partition.number;
+                    writeln!(
+                        f,
+                        "  cut off: partition {number}: the {name} in it {problem}"
+                    )?;
+                }
             }
         }
         if !self.volumes.is_empty() {
@@ -272,6 +284,9 @@ impl fmt::Display for Info {
                 write!(f, ", UUID {}", escape(uuid))?;
             }
             write!(f, " ({})", escape(&info.evidence))?;
+            if let (Some(problem), true) = (&info.problem, self.table.is_none()) {
+                write!(f, "\n  cut off: it {problem}")?;
+            }
         }
         writeln!(f)
     }

@@ -204,6 +204,7 @@ impl Volumes {
             label: (!array.name.is_empty()).then(|| array.name.clone()),
             uuid: Some(grouped(&array.id)),
             evidence: format!("superblock {} of MD", array.version.name()),
+            problem: None,
         })
     }
 

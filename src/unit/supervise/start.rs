@@ -282,7 +282,9 @@ fn mount_device(device: &Path, request: &Request, opened: &Opened) -> Result<()>
         first_pass: opened.first_pass,
         options: request.mount_options.as_deref().unwrap_or(""),
     };
-    kernel_mount::mount_fs(device, &request.target, &options).map(drop)
+    kernel_mount::mount_fs(device, &request.target, &options)
+        .map(drop)
+        .map_err(|error| opened.explain(error))
 }
 
 /// The kernel's and the server's ends of so many connections.

@@ -1,7 +1,7 @@
 //! The file systems of Linux.
 
 use super::{BEHIND, Class, FIRST, Found, evidence, text, uuid};
-use crate::bytes::{array, has, le16, le32};
+use crate::bytes::{array, has, le16, le32, le64};
 use crate::layer::Sample;
 
 pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
@@ -21,10 +21,12 @@ pub(super) fn probe(sample: &Sample<'_>) -> Option<Found> {
 fn xfs(head: &[u8]) -> Option<Found> {
     let magic = b"XFSB";
     let block = array(head, 4).map(u32::from_be_bytes)?;
+    let blocks = array(head, 8).map(u64::from_be_bytes);
     (has(head, 0, magic) && block.is_power_of_two() && (512..=65536).contains(&block)).then(|| {
         Found::file_system("xfs", FIRST, magic, 0)
             .label(text(head, 108, 12))
             .uuid(uuid(head, 32))
+            .states(blocks.and_then(|blocks| blocks.checked_mul(u64::from(block))))
     })
 }
 
@@ -35,7 +37,7 @@ fn squashfs(head: &[u8]) -> Option<Found> {
     (has(head, 0, magic) && (1..=4).contains(&major)).then(|| {
         let found = Found::file_system("squashfs", FIRST, magic, 0);
         match major {
-            4 => found,
+            4 => found.states(le64(head, 40)),
             old => found.detail(format!("squashfs {old}")),
         }
     })
@@ -59,6 +61,7 @@ fn ext(head: &[u8]) -> Option<Found> {
     const START: usize = 1024;
     const COMPAT_HAS_JOURNAL: u32 = 0x4;
     const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
+    const INCOMPAT_64BIT: u32 = 0x80;
     /// filetype, recover, meta_bg.
     const INCOMPAT_EXT3: u32 = 0x2 | 0x4 | 0x10;
     /// sparse_super, large_file, btree_dir.
@@ -84,7 +87,15 @@ fn ext(head: &[u8]) -> Option<Found> {
             (false, true) => "ext3",
             (false, false) => "ext2",
         };
-        Found::new(name, Class::FileSystem, BEHIND, evidence)
+        // The upper half is one of the feature 64bit.
+        let above = match incompat & INCOMPAT_64BIT {
+            0 => 0,
+            _ => le32(head, 336)?,
+        };
+        let blocks = u64::from(above) << 32 | u64::from(le32(head, 4)?);
+        let block_size = 1024_u64.checked_shl(log_block_size)?;
+        let bytes = blocks.checked_mul(block_size);
+        Found::new(name, Class::FileSystem, BEHIND, evidence).states(bytes)
     };
     Some(found.label(text(head, 120, 16)).uuid(uuid(head, 104)))
 }
@@ -121,6 +132,8 @@ fn btrfs(head: &[u8]) -> Option<Found> {
         Found::file_system("btrfs", BEHIND, magic, 0x1_0040)
             .label(text(head, 0x1_012b, 256))
             .uuid(uuid(head, 0x1_0020))
+            // Of this device, in the item about it: there may be others.
+            .states(le64(head, 0x1_00d1))
     })
 }
 

@@ -11,7 +11,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes;
+use crate::layer::cut::cut_off;
 use crate::layer::{Confidence, Sample};
+use crate::{Error, Kind};
 
 /// An ISO or UDF, which wins over the tables of a hybrid image.
 const DISC: Confidence = Confidence(120);
@@ -52,6 +54,21 @@ pub struct FsInfo {
     pub uuid: Option<String>,
     /// How it was recognised, for the user to read.
     pub evidence: String,
+    /// What is wrong with it, as far as that can be seen: it is larger than what it lies in.
+    pub problem: Option<String>,
+}
+
+impl FsInfo {
+    /// `error`, for which it could not be mounted, with what is known to be wrong with it.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        match &self.problem {
+            Some(problem) if matches!(error.kind(), Kind::Corrupt | Kind::Io) => {
+                cut_off(format!("the {} file system {problem}", self.name)).caused_by(error)
+            }
+            _ => error,
+        }
+    }
 }
 
 impl fmt::Display for FsInfo {
@@ -69,6 +86,8 @@ impl fmt::Display for FsInfo {
 struct Found {
     confidence: Confidence,
     info: FsInfo,
+    /// Bytes that it says it takes.
+    states: Option<u64>,
 }
 
 impl Found {
@@ -82,7 +101,9 @@ impl Found {
                 label: None,
                 uuid: None,
                 evidence,
+                problem: None,
             },
+            states: None,
         }
     }
 
@@ -103,6 +124,11 @@ impl Found {
 
     fn uuid(mut self, uuid: Option<String>) -> Self {
         self.info.uuid = uuid;
+        self
+    }
+
+    fn states(mut self, bytes: Option<u64>) -> Self {
+        self.states = bytes;
         self
     }
 }
@@ -129,7 +155,12 @@ pub fn recognise(sample: &Sample<'_>) -> Option<(FsInfo, Confidence)> {
             best
         }
     })?;
-    Some((best.info, best.confidence))
+    let mut info = best.info;
+    let size = sample.size;
+    let missing = best.states.filter(|states| *states > size);
+    info.problem =
+        missing.map(|states| format!("states a size of {states} bytes, and {size} are there"));
+    Some((info, best.confidence))
 }
 
 /// `magic fd 37 7a 58 5a 00 at 0`.
