@@ -420,6 +420,33 @@ fn an_extent_that_was_cut_off_is_named() {
     );
 }
 
+#[test]
+fn a_descriptor_that_was_cut_off_is_told_of() {
+    for subformat in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.vmdk");
+        let mut create = tools::command("qemu-img");
+        create.args(["create", "-q", "-f", "vmdk", "-o"]);
+        create.arg(format!("subformat={subformat}"));
+        tools::run_command(create.arg(&path).arg("5G"));
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("\nRW ").count(), 3);
+        let first = text.find("\nRW ").unwrap() + 1;
+        let ends = text[first..].match_indices('\n');
+        let mut sizes = Vec::new();
+        for end in ends.map(|(at, _)| first + at + 1) {
+            fs::write(&path, &text[..end]).unwrap();
+            let volume = open_file(&VMDK, &path).unwrap();
+            let notes = volume.notes();
+            let is_noted = notes.iter().any(|note| note.contains("cut off"));
+            assert_eq!(is_noted, !text[..end].contains("ddb."), "{end}: {notes:?}");
+            assert!(is_noted || volume.size() == 5 << 30);
+            sizes.push(volume.size());
+        }
+        assert_eq!(sizes[..3], [2 << 30, 4 << 30, 5 << 30]);
+    }
+}
+
 /// A folder with a descriptor of these extents, and these files.
 fn described(extents: &str, files: &[(&str, &[u8])]) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();

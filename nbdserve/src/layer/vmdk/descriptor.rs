@@ -46,6 +46,9 @@ pub(super) struct Descriptor {
     pub(super) parent_name: Option<Vec<u8>>,
     /// In order.
     pub(super) extents: Vec<Extent>,
+    /// Whether the disk data base is there, or its beginning: the geometry and the like, which every
+    /// writer puts behind the extents.
+    pub(super) has_data_base: bool,
 }
 
 /// Whether `bytes` begin as a descriptor does.
@@ -100,6 +103,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Descriptor> {
                 found.parent_cid = Some(cid(value)?).filter(|cid| *cid != NO_PARENT);
             }
             b"parentfilenamehint" => found.parent_name = Some(value.to_vec()),
+            key if key.starts_with(b"ddb.") => found.has_data_base = true,
             key if key.starts_with(b"encryption.") => {
                 let what = "an encrypted disk, whose keys only VMware has the format of";
                 return Err(Error::new(Kind::Unsupported, what));
@@ -203,6 +207,8 @@ mod tests {
              ddb.uuid = \"60 00\"\nnonsense\n\0RW 60 ZERO\n",
         )
         .unwrap();
+        assert!(found.has_data_base);
+        assert!(!parsed("RW 10 ZERO\nversion=1\n").unwrap().has_data_base);
         assert_eq!(found.cid, Some(15));
         assert_eq!(found.parent_cid, Some(0xabcd));
         assert_eq!(found.parent_name.as_deref(), Some(&b"a b.vmdk"[..]));

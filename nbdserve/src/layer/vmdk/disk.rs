@@ -5,6 +5,10 @@ use super::sparse::{Grain, Sparse};
 use crate::layer::mapped::{Map, Place, Run};
 use crate::{ByteRange, Result, Volume};
 
+/// Written by hand, a descriptor may end with the last extent, too.
+const OPEN_ENDED: &str = "the descriptor ends with its extents, without the disk data base (ddb.): if \
+                          it was cut off, extents may be missing at the end of the disk";
+
 /// What an extent is.
 #[derive(Debug)]
 pub(super) enum Content {
@@ -29,6 +33,8 @@ pub(super) struct Extent {
 pub(super) struct Disk {
     pub(super) extents: Vec<Extent>,
     pub(super) parent: Option<Volume>,
+    /// The text that names the extents ends before the disk data base.
+    pub(super) is_open_ended: bool,
 }
 
 impl Disk {
@@ -150,7 +156,11 @@ impl Map for Disk {
             })
         });
         let parent = self.parent.iter().flat_map(Volume::notes);
-        own.chain(parent.map(|note| format!("parent: {note}")))
+        let ended = self.is_open_ended.then(|| OPEN_ENDED.to_owned());
+        ended
+            .into_iter()
+            .chain(own)
+            .chain(parent.map(|note| format!("parent: {note}")))
             .collect()
     }
 }

@@ -73,10 +73,10 @@ fn open(below: &Volume, _args: &Args, cx: &Cx) -> Result<Volume> {
 fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, Option<u32>)> {
     let len = usize::try_from(header::HEADER.min(below.size())).unwrap_or(0);
     let head = below.read_vec(0, len)?;
-    let (descriptor, extents) = if descriptor::is_descriptor(&head) {
+    let (descriptor, extents, named) = if descriptor::is_descriptor(&head) {
         let descriptor = read_descriptor(below, 0, below.size())?;
         let extents = open_extents(&descriptor, cache, cx)?;
-        (descriptor, extents)
+        (descriptor, extents, true)
     } else {
         let header = header::header(&head)?;
         let (at, len) = header.descriptor;
@@ -99,13 +99,17 @@ fn open_disk(below: &Volume, cache: &PageCache, cx: &Cx) -> Result<(Volume, Opti
                 content,
             }]
         };
-        (descriptor, extents)
+        (descriptor, extents, header.capacity == 0)
     };
     let parent = match descriptor.parent_cid {
         Some(cid) => Some(open_parent(&descriptor, cid, cache, cx)?),
         None => None,
     };
-    let disk = Arc::new(Disk { extents, parent });
+    let disk = Arc::new(Disk {
+        extents,
+        parent,
+        is_open_ended: named && !descriptor.has_data_base,
+    });
     let packed = disk
         .extents
         .iter()
