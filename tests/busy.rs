@@ -130,6 +130,35 @@ fn an_image_in_an_image_is_named_by_its_device() {
     sandbox.assert_clean();
 }
 
+#[test]
+fn an_image_in_an_image_is_taken_down_first() {
+    let sandbox = Sandbox::new(Who::User);
+    let image = sandbox.image(&common::images().ext4());
+    let raw = sandbox.join("raw");
+    let point = sandbox.new_dir("mnt");
+    // In the order of their ids, which are random, the inner one is to come last.
+    loop {
+        sandbox.loopmount().arg("--fuse").arg(&image).arg(&raw).ok();
+        let outer = sandbox.unit_id();
+        sandbox.loopmount().arg(&raw).arg(&point).ok();
+        let list = sandbox.loopmount().arg("--list").ok().out();
+        let at = point.display().to_string();
+        let line = list.lines().find(|line| line.contains(&at)).unwrap();
+        let inner = line[..outer.len()].to_owned();
+        if outer < inner {
+            let named = format!("the mount {inner} of loopmount");
+            let unmount = sandbox.loopmount().arg("-u").arg(&image);
+            unmount.fails(4).says(&["in use by", &named]);
+            break;
+        }
+        sandbox.unmount(&point);
+        sandbox.unmount(&raw);
+    }
+    sandbox.unmount(&raw);
+    assert!(mount_at(&point).is_none());
+    sandbox.assert_clean();
+}
+
 /// A file that is open in no process: it is under way in a socket.
 struct UnderWay {
     _sockets: (OwnedFd, OwnedFd),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nbdserve::error::escape;
 
+use super::record::is_id;
+use super::respawn::Role;
 use crate::sys::block::BlockDevice;
 use crate::sys::mountinfo::Mount;
 
@@ -86,12 +88,23 @@ fn process(pid: u32, mount: &Mount) -> Option<Holder> {
     let how = by_folder(&proc, mount)
         .or_else(|| by_file(&proc, mount))
         .or_else(|| by_map(&proc, mount))?;
-    let name = fs::read_to_string(proc.join("comm")).unwrap_or_default();
+    let name = unit_of(&proc).map_or_else(
+        || fs::read_to_string(proc.join("comm")).unwrap_or_default(),
+        |id| format!("the mount {id} of loopmount"),
+    );
     Some(Holder::Process {
         pid,
         name: name.trim_end().to_owned(),
         how,
     })
+}
+
+/// The unit whose server this is.
+fn unit_of(proc: &Path) -> Option<String> {
+    let line = fs::read_to_string(proc.join("cmdline")).ok()?;
+    let mut words = line.split('\0');
+    let (name, role, id) = (words.next()?, words.next()?, words.next()?);
+    (name == "loopmount" && role == Role::Serve.word() && is_id(id)).then(|| id.to_owned())
 }
 
 fn by_folder(proc: &Path, mount: &Mount) -> Option<String> {

@@ -128,7 +128,8 @@ fn prune(unit: &Unit) {
     }
 }
 
-/// The units that `what` names: usually one; an image can be mounted several times.
+/// The units that `what` names: usually one; an image can be mounted several times. Those that
+/// read what another one of them shows come first.
 ///
 /// # Errors
 /// When the mount table cannot be read.
@@ -144,6 +145,8 @@ pub fn named(what: &OsStr) -> Result<Vec<Unit>> {
     {
         found = vec![found.swap_remove(exact)];
     }
+    // A mount point may be the image of other mounts, which are taken down before it.
+    found.sort_by_key(|unit| unit.target() == path);
     Ok(found)
 }
 
