@@ -73,6 +73,34 @@ fn names(usage: &Value) -> Vec<&str> {
         .collect()
 }
 
+/// A limit on the size of files is no reason to end: what does not fit is not kept.
+#[test]
+fn files_that_may_not_grow_are_no_place_to_keep_things() {
+    for who in EVERYBODY {
+        let sandbox = Sandbox::new(who);
+        let image = sandbox.image(&common::images().disk_xz());
+        let expected = common::images::sha256(&common::images().disk());
+        let raw = sandbox.join("raw");
+        // 64 KiB, far less than a block.
+        let cmd = sandbox.limited("-f 128").arg("--fuse");
+        cmd.arg(&image).arg(&raw).ok();
+        let sum = sandbox.tool("sha256sum").arg("-b").arg(&raw).ok().out();
+        assert!(sum.starts_with(&expected), "{sum}");
+        sandbox.unmount(&raw);
+        // What is to be kept by the user's wish is an error of the write.
+        let kept = format!("--cow={}", sandbox.join("kept").display());
+        let cmd = sandbox.limited("-f 128").args([&kept, "--fuse"]);
+        cmd.arg(&image).arg(&raw).ok();
+        let write = format!("dd if=/dev/urandom of={} bs=1M count=8", raw.display());
+        let script = format!("{write} conv=notrunc,fsync");
+        let refused = sandbox.tool("sh").args(["-c", &script]).fails(1);
+        let said = "No space left on device";
+        assert!(refused.stderr.contains(said), "{}", refused.stderr);
+        sandbox.unmount(&raw);
+        sandbox.assert_clean();
+    }
+}
+
 #[test]
 fn a_second_mount_decodes_nothing() {
     for who in EVERYBODY {

@@ -153,6 +153,12 @@ impl Sandbox {
         self.tool(&self.program)
     }
 
+    /// The program under test with a limit, as `ulimit` takes it.
+    pub(crate) fn limited(&self, limit: &str) -> Cmd {
+        let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+        self.tool("sh").args(["-c", &script]).arg(&self.program)
+    }
+
     /// The program under test in a session of its own: with the terminal that is its standard input
     /// ([`Cmd::on_terminal`]), or with none.
     pub(crate) fn session(&self, terminal: bool) -> Cmd {
