@@ -56,6 +56,19 @@ fn every_page_is_well_formed_and_of_this_version() {
 }
 
 #[test]
+fn every_paragraph_with_a_tag_has_a_text() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for tagged in text.split("\n.TP\n").skip(1) {
+            let mut lines = tagged.lines();
+            let (tag, first) = (lines.next().unwrap(), lines.next());
+            let is_text = first.is_some_and(|line| !line.is_empty());
+            assert!(is_text, "{}: {tag}", page.display());
+        }
+    }
+}
+
+#[test]
 fn bash_takes_the_completion_and_completes() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/completions/loopmount.bash");
     let script = format!(

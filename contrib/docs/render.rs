@@ -66,7 +66,9 @@ fn read(path: &Path) -> Result<String> {
 /// The section OPTIONS of loopmount(1).
 fn options() -> Result<String> {
     let mut bytes = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render_options_section(&mut bytes)?;
+    // What -h leaves out is a part of the page, and its writer would leave out the text alone.
+    let command = Cli::command().mut_args(|arg| arg.hide_short_help(false));
+    clap_mangen::Man::new(command).render_options_section(&mut bytes)?;
     let text = String::from_utf8(bytes).map_err(Error::other)?;
     // The writer puts definitions for old formatters in front.
     let start = text.find(".SH").unwrap_or(0);
