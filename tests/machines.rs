@@ -73,6 +73,30 @@ fn every_format_is_mounted() {
     }
 }
 
+/// Whether a disk was cut off is seen in its tables, which have to be decoded when it is packed.
+#[test]
+fn info_reads_the_tables_of_what_is_packed() {
+    require_tool("qemu-img", "qemu-utils");
+    let sandbox = Sandbox::new(Who::User);
+    // Numbers in some order, of which packing leaves some MiB.
+    let number = |n: u32| {
+        n.wrapping_mul(0x9e37_79b1)
+            .rotate_left(n % 31)
+            .to_le_bytes()
+    };
+    let bytes: Vec<u8> = (0..2 << 20).flat_map(number).collect();
+    let raw = sandbox.new_file("disk.raw", bytes);
+    let options = "subformat=streamOptimized";
+    let image = convert(&sandbox, &raw, "disk.vmdk", "vmdk", options);
+    for program in ["gzip", "xz"] {
+        let packed = must(Command::new(program).args(["-1", "-c"]).arg(&image));
+        let packed = sandbox.new_file(format!("disk.{program}"), packed);
+        let info = sandbox.loopmount().arg("--info").arg(&packed).ok().out();
+        assert!(info.contains("vmdk"), "{info}");
+        assert!(!info.contains("cannot be read"), "{info}");
+    }
+}
+
 #[test]
 fn the_disk_in_an_ova_is_mounted() {
     for who in EVERYBODY {

@@ -19,10 +19,12 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     let terminal = Arc::new(Terminal::new());
     let cx = cli.cx(&terminal)?;
     let resolved = open(cli, image, cx.clone());
+    // Some notes are made by reading.
+    let info = resolved.as_ref().map(Info::new);
     // Nothing is decoded for a volume that is not read any more.
     cx.cancel.cancel();
     terminal.clear();
-    let info = Info::new(&resolved?);
+    let info = info.map_err(Clone::clone)?;
     print(&info, cli.json)?;
     match info.content {
         // It was given a key.
