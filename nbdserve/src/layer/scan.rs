@@ -52,6 +52,15 @@ impl<'a> Scan<'a> {
         })
     }
 
+    /// What lies between two places that are looked at will be read by somebody else, soon. Where
+    /// the next place is comes with it.
+    pub(super) fn passes(&self, at: u64, next: u64) {
+        if self.below.gathers() {
+            let end = next.saturating_add(FIRST).min(self.size());
+            self.below.will_need(ByteRange::between(at.min(end), end));
+        }
+    }
+
     /// The `len` bytes at `at`; fewer where the volume ends.
     ///
     /// # Errors
