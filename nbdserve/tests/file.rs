@@ -389,6 +389,31 @@ fn readers_share_and_a_writer_is_alone() {
     assert!(writable(&path).is_ok());
 }
 
+/// As a child does that was forked meanwhile and has not started its program yet.
+#[test]
+fn who_holds_a_lock_for_a_moment_only_is_waited_for() {
+    let dir = temp();
+    let path = dir.path().join("disk.raw");
+    fs::write(&path, [0; 4096]).unwrap();
+    let reader = read_only(&path).unwrap();
+    std::thread::scope(|scope| {
+        let (sender, told) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            told.recv().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(reader);
+        });
+        sender.send(()).unwrap();
+        writable(&path).unwrap();
+    });
+    // One that failed holds nothing.
+    let reader = read_only(&path).unwrap();
+    assert_eq!(writable(&path).unwrap_err().kind(), Kind::Denied);
+    let second = read_only(&path).unwrap();
+    drop((reader, second));
+    writable(&path).unwrap();
+}
+
 #[test]
 fn the_lock_goes_with_a_copy_of_the_descriptor() {
     let dir = temp();
