@@ -12,7 +12,7 @@ use common::damage::xz;
 use common::images::{self, HELLO, ROOT_SIZE, ROOT_START, ROOT_UUID, read_range, sha256};
 use common::sandbox::{EVERYBODY, means, with_small_disk};
 use common::system::mount_at;
-use common::{Sandbox, Who, must, require_tool, until};
+use common::{Sandbox, Who, must, require_tool, umount, until};
 use rustix::process::Signal;
 
 /// SHA-256 of what `file` holds as the one who types sees it.
@@ -279,7 +279,7 @@ fn an_unmount_says_what_did_not_reach_the_image() {
         "not all that was written",
         "writes of the file system failed",
     ]);
-    must(Command::new("umount").arg(&small));
+    umount(&small);
     sandbox.assert_clean();
 }
 
@@ -625,7 +625,7 @@ fn no_space_for_the_frontier_is_an_error_and_never_wrong_data() {
             0,
             "unlinked files only"
         );
-        must(Command::new("umount").arg(&tiny));
+        umount(&tiny);
     }
 }
 

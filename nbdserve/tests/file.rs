@@ -78,7 +78,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        tools::run("umount", [self.0.path()]);
+        tools::umount(self.0.path());
     }
 }
 
@@ -142,7 +142,7 @@ fn a_mounted_block_device_is_not_opened_for_writing() {
     );
     let refused = writable(Path::new(&device.0));
     let reader = read_only(Path::new(&device.0));
-    tools::run("umount", [&mount_point]);
+    tools::umount(&mount_point);
     let report = refused.unwrap_err().report();
     assert!(report.to_string().contains("busy"), "{report}");
     assert!(report.hint.unwrap().contains(&device.0));
