@@ -20,7 +20,7 @@ pub(crate) fn sector(number: u64) -> usize {
 
 /// An image file that sfdisk has partitioned by `script`.
 pub(crate) struct Disk {
-    pub(crate) _dir: TempDir,
+    _dir: TempDir,
     pub(crate) path: PathBuf,
 }
 
