@@ -1,14 +1,11 @@
 //! Differencing disks.
 
-use std::fs;
-use std::path::Path;
-
 use nbdserve::layer::vhdx::VHDX;
 use nbdserve::testing::{conformance, noise};
 use nbdserve::{ByteRange, Kind};
 
 use super::{HEADERS, PARAMETERS, bat, header, item, le64, made, mend_all, metadata};
-use crate::tools::{MIB, disk, error_of, error_of_file, open_file, read_all, with};
+use crate::tools::{MIB, disk, error_of, error_of_file, open_file, read_all, with, write};
 
 /// A differencing disk made of a copy of `base` with blocks of one MiB: the first is partly here, the
 /// second not at all, the third wholly.
@@ -112,13 +109,6 @@ fn differencing(
     }
     mend_all(&mut image);
     (image, expected)
-}
-
-fn write(dir: &Path, name: &str, bytes: &[u8]) -> std::path::PathBuf {
-    let path = dir.join(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, bytes).unwrap();
-    path
 }
 
 #[test]
