@@ -15,7 +15,7 @@ use std::process::Command;
 use common::images::{self, sha256};
 use common::sandbox::{EVERYBODY, with_small_disk};
 use common::system::mount_at;
-use common::{Sandbox, Who, must};
+use common::{Sandbox, Who, must, umount};
 
 const TEXT: &str = "written and kept apart\n";
 
@@ -389,7 +389,7 @@ fn copied_in_use(sandbox: &Sandbox, image: &Path, name: &str) -> PathBuf {
         .sync_all()
         .unwrap();
     must(Command::new("cp").arg(&work).arg(&copy));
-    must(Command::new("umount").arg(&point));
+    umount(&point);
     fs::remove_dir(point).unwrap();
     fs::remove_file(work).unwrap();
     copy

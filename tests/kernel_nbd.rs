@@ -1,153 +1,47 @@
 //! Kernel nbd against our server, inside user-mode Linux. Needs user-mode-linux, kmod, e2fsprogs,
 //! nbdkit and nbd-client.
 
+#[path = "kernel_nbd/odd.rs"]
+mod odd;
+#[path = "kernel_nbd/process.rs"]
+mod process;
+#[path = "kernel_nbd/setup.rs"]
+mod setup;
 #[path = "common/uml.rs"]
 mod uml;
 
 use std::env;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use loopmount::sys::block;
-
-use loopmount::sys::nbd::{Control, LinkEvents};
+use loopmount::sys::nbd::LinkEvents;
 use loopmount::sys::process::wait_readable;
-use loopmount::target::kernel_mount::{MountOptions, mount_fs};
-use loopmount::target::kernel_nbd::{
-    self, Availability, Disconnected, NbdDevice, NbdOptions, availability,
-};
+use loopmount::target::kernel_mount::mount_fs;
+use loopmount::target::kernel_nbd::{self, Availability, Disconnected, NbdOptions, availability};
 use nbdfuse::mount::{Mode, Unmounted, unmount};
+use nbdserve::Kind;
 use nbdserve::proto::TransmissionFlags;
-use nbdserve::server::{End, Options, Server, flags_for, pad_to_block};
+use nbdserve::server::{Options, Server, pad_to_block};
 use nbdserve::source::Memory;
-use nbdserve::{Device, Geometry, Kind, Result, Volume, WriteFeatures, Writer};
 use nix::mount::{MsFlags, mount};
+
+use odd::Odd;
+use process::{SERVE, ServerProcess, hanging_read, is_server_process, odd_options};
+use setup::{
+    STEP, Serving, assert_no_device_is_left, attach, disconnect, eventually, ext4, mount_options,
+    mount_point, options, tasks_in_d_state,
+};
 
 /// For one test in its kernel.
 const LIMIT: Duration = Duration::from_secs(600);
-/// For one step of a teardown.
-const STEP: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
-
-/// A server in this process with a thread per connection.
-struct Serving {
-    threads: Vec<JoinHandle<Result<End>>>,
-}
-
-impl Serving {
-    /// Starts a server for `volume` and gives the kernel's ends of its connections.
-    fn start(volume: &Volume, options: &Options, connections: usize) -> (Self, Vec<OwnedFd>) {
-        let server = Arc::new(Server::new(volume.clone(), options));
-        let mut threads = Vec::new();
-        let mut kernel_ends = Vec::new();
-        for _ in 0..connections {
-            let (ours, theirs) = UnixStream::pair().expect("make a socket pair");
-            kernel_ends.push(theirs.into());
-            let server = Arc::clone(&server);
-            threads.push(std::thread::spawn(move || server.serve(ours)));
-        }
-        (Self { threads }, kernel_ends)
-    }
-
-    /// Waits for all connections to end, as the kernel ends them.
-    fn finish(self) {
-        for thread in self.threads {
-            let end = thread.join().expect("the server does not panic");
-            assert_eq!(
-                end.expect("the kernel keeps to the protocol"),
-                End::Disconnected
-            );
-        }
-    }
-}
-
-fn options<'a>(id: &'a str, volume: &Volume, read_only: bool) -> NbdOptions<'a> {
-    NbdOptions {
-        id,
-        size: volume.size(),
-        flags: flags_for(volume, read_only),
-        timeout: Duration::from_secs(600),
-        dead_conn_timeout: Duration::ZERO,
-        block_size: 512,
-    }
-}
-
-/// A server and a device for `volume`.
-fn attach(volume: &Volume, id: &str, read_only: bool, connections: usize) -> (Serving, NbdDevice) {
-    let serve = Options {
-        read_only,
-        ..Options::default()
-    };
-    let (serving, ends) = Serving::start(volume, &serve, connections);
-    let device =
-        kernel_nbd::connect(ends, &options(id, volume, read_only)).expect("connect a device");
-    (serving, device)
-}
-
-fn mount_options(read_only: bool) -> MountOptions<'static> {
-    MountOptions {
-        fstype: "ext4",
-        read_only,
-        first_pass: false,
-        options: "",
-    }
-}
-
-fn mount_point() -> PathBuf {
-    let target = PathBuf::from("/tmp/mnt");
-    fs::create_dir_all(&target).expect("make a mount point");
-    target
-}
-
-/// An ext4 of 16 MiB that holds the file `hello`.
-fn ext4() -> Volume {
-    fs::create_dir_all("/tmp/content").expect("make a folder");
-    fs::write("/tmp/content/hello", "hello from ext4").expect("write a file");
-    let made = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-d", "/tmp/content", "/tmp/ext4", "16M"])
-        .output()
-        .expect("mkfs.ext4 is missing: apt-get install e2fsprogs");
-    assert!(made.status.success(), "{made:?}");
-    Memory::volume(fs::read("/tmp/ext4").expect("read the image"))
-}
-
-fn assert_no_device_is_left() {
-    assert_eq!(kernel_nbd::find().expect("list our devices"), []);
-    let mut control = Control::open().expect("netlink").expect("nbd is loaded");
-    let connected: Vec<_> = control
-        .list()
-        .expect("list the devices")
-        .into_iter()
-        .filter(|status| status.connected)
-        .collect();
-    assert_eq!(connected, []);
-    for (_, device) in block::BlockDevice::all("nbd").expect("read /sys/block") {
-        assert_eq!(device.attribute("pid"), None, "{}", device.name());
-    }
-}
-
-/// Waits for `what` to become true.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + STEP;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not so in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn disconnect(device: NbdDevice, id: &str) {
-    let done = device.disconnect(id, STEP).expect("disconnect");
-    assert_eq!(done, Disconnected::Done);
-}
 
 #[test]
 fn what_is_written_reaches_the_volume_and_the_device_goes() {
@@ -200,75 +94,6 @@ fn a_file_system_is_written_and_read_again() {
         }
         assert_no_device_is_left();
     });
-}
-
-/// Counts flushes; reads from `STUCK` on never end.
-#[derive(Debug)]
-struct Odd {
-    flushes: Arc<AtomicUsize>,
-    stuck: Arc<AtomicUsize>,
-}
-
-/// Where [`Odd`] begins to hang: beyond what the kernel reads by itself at the beginning, and not
-/// where it looks for a partition table at the end.
-const STUCK: u64 = 16 * MIB;
-const STUCK_END: u64 = 32 * MIB;
-const ODD_SIZE: u64 = 64 * MIB;
-
-impl Odd {
-    fn volume() -> (Volume, Arc<AtomicUsize>, Arc<AtomicUsize>) {
-        let flushes = Arc::new(AtomicUsize::new(0));
-        let stuck = Arc::new(AtomicUsize::new(0));
-        let volume = Volume::new(Self {
-            flushes: Arc::clone(&flushes),
-            stuck: Arc::clone(&stuck),
-        });
-        (volume, flushes, stuck)
-    }
-}
-
-impl Device for Odd {
-    fn name(&self) -> &'static str {
-        "odd"
-    }
-
-    fn geometry(&self) -> Geometry {
-        Geometry::bytes(ODD_SIZE)
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        if (STUCK..STUCK_END).contains(&offset) {
-            self.stuck.fetch_add(1, Ordering::SeqCst);
-            loop {
-                std::thread::park();
-            }
-        }
-        buf.fill(1);
-        Ok(())
-    }
-
-    fn writer(&self) -> Option<&dyn Writer> {
-        Some(self)
-    }
-}
-
-impl Writer for Odd {
-    fn features(&self) -> WriteFeatures {
-        WriteFeatures {
-            fua: true,
-            zero: false,
-            trim: true,
-        }
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64, _fua: bool) -> Result<()> {
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
 }
 
 #[test]
@@ -370,84 +195,6 @@ fn a_holder_elsewhere_keeps_the_number_but_not_the_connection() {
         });
         assert_no_device_is_left();
     });
-}
-
-/// In the environment of a process that serves [`Odd`] on its standard input.
-const SERVE: &str = "LOOPMOUNT_TEST_SERVE";
-
-/// Serves, when this process was started to: the first thing that a test with a server process
-/// calls.
-fn is_server_process() -> bool {
-    if env::var_os(SERVE).is_none() {
-        return false;
-    }
-    let socket = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .expect("take over the socket");
-    let (volume, _, _) = Odd::volume();
-    let server = Server::new(volume, &Options::default());
-    let _ = server.serve(socket.into());
-    true
-}
-
-/// A process that serves [`Odd`]; killed when dropped.
-struct ServerProcess(Child);
-
-impl ServerProcess {
-    /// Starts the test `test` of this binary as a server.
-    fn start(test: &str) -> (Self, OwnedFd) {
-        let (ours, theirs) = UnixStream::pair().expect("make a socket pair");
-        let child = Command::new(env::current_exe().expect("find this test binary"))
-            .args(["--exact", test, "--nocapture"])
-            .env(SERVE, "1")
-            .stdin(Stdio::from(OwnedFd::from(ours)))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("start a server process");
-        (Self(child), theirs.into())
-    }
-
-    fn kill(&mut self) {
-        // It can only be gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// A read of the device that hangs, on a thread of its own.
-fn hanging_read(device: &NbdDevice) -> JoinHandle<std::io::Result<()>> {
-    let node = File::open(&device.path).expect("open the node");
-    std::thread::spawn(move || node.read_exact_at(&mut [0; 4096], STUCK))
-}
-
-/// The tasks in uninterruptible sleep.
-fn tasks_in_d_state() -> Vec<String> {
-    let threads = fs::read_dir("/proc")
-        .expect("read /proc")
-        .filter_map(|entry| fs::read_dir(entry.ok()?.path().join("task")).ok())
-        .flatten();
-    threads
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok())
-        .filter(|stat| {
-            let state = stat.rsplit(')').next().unwrap_or_default();
-            state.trim_start().starts_with('D')
-        })
-        .collect()
-}
-
-fn odd_options(id: &str, timeout: Duration) -> NbdOptions<'_> {
-    let (volume, _, _) = Odd::volume();
-    NbdOptions {
-        timeout,
-        ..options(id, &volume, false)
-    }
 }
 
 #[test]

@@ -403,7 +403,7 @@ fn a_unit_is_found_by_mount_point_image_device_and_id() {
     up();
     let device = mount_at(&point).unwrap().source;
     sandbox.unmount(Path::new(&device));
-    assert!(loops().iter().all(|(name, _)| name.as_os_str() != device));
+    sandbox.assert_clean();
 }
 
 #[test]

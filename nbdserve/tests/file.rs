@@ -78,7 +78,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        tools::run("umount", [self.0.path()]);
+        tools::umount(self.0.path());
     }
 }
 
@@ -142,7 +142,7 @@ fn a_mounted_block_device_is_not_opened_for_writing() {
     );
     let refused = writable(Path::new(&device.0));
     let reader = read_only(Path::new(&device.0));
-    tools::run("umount", [&mount_point]);
+    tools::umount(&mount_point);
     let report = refused.unwrap_err().report();
     assert!(report.to_string().contains("busy"), "{report}");
     assert!(report.hint.unwrap().contains(&device.0));
@@ -387,6 +387,31 @@ fn readers_share_and_a_writer_is_alone() {
     }
     drop(writer);
     assert!(writable(&path).is_ok());
+}
+
+/// As a child does that was forked meanwhile and has not started its program yet.
+#[test]
+fn who_holds_a_lock_for_a_moment_only_is_waited_for() {
+    let dir = temp();
+    let path = dir.path().join("disk.raw");
+    fs::write(&path, [0; 4096]).unwrap();
+    let reader = read_only(&path).unwrap();
+    std::thread::scope(|scope| {
+        let (sender, told) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            told.recv().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(reader);
+        });
+        sender.send(()).unwrap();
+        writable(&path).unwrap();
+    });
+    // One that failed holds nothing.
+    let reader = read_only(&path).unwrap();
+    assert_eq!(writable(&path).unwrap_err().kind(), Kind::Denied);
+    let second = read_only(&path).unwrap();
+    drop((reader, second));
+    writable(&path).unwrap();
 }
 
 #[test]

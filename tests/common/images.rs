@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 #[allow(dead_code, reason = "other tests use the rest")]
 mod raid;
 
-use super::{must, prepare_machine, require_tool};
+use super::{must, prepare_machine, require_tool, umount};
 
 const MIB: u64 = 1 << 20;
 /// Where the root partition of [`Images::disk`] starts, in bytes.
@@ -469,11 +469,7 @@ pub(crate) fn with_mounted<T>(image: &Path, args: &[&str], change: impl FnOnce(&
             .arg(point.path()),
     );
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(point.path())));
-    // A child that another thread has just forked holds our files until it has started its program.
-    super::until("the kernel lets go of its mount", || {
-        let umount = Command::new("umount").arg(point.path()).output();
-        umount.unwrap().status.success()
-    });
+    umount(point.path());
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 

@@ -96,3 +96,20 @@ pub(crate) fn must(command: &mut Command) -> Vec<u8> {
     );
     output.stdout
 }
+
+/// Unmounts what the test itself may have had files open of: a child that another thread has just
+/// forked holds them until it has started its program.
+#[track_caller]
+pub(crate) fn umount(point: &Path) {
+    until("the kernel lets go of a mount", || {
+        let output = Command::new("umount").arg(point).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let free = output.status.success();
+        assert!(
+            free || said.contains("busy"),
+            "umount {}: {said}",
+            point.display()
+        );
+        free
+    });
+}

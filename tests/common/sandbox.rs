@@ -78,7 +78,9 @@ impl Sandbox {
         }
         let copy = self.path().join(file.file_name().unwrap());
         if !copy.exists() {
-            fs::copy(file, &copy).unwrap();
+            // By another process: what a child that another thread forks now holds open for writing
+            // cannot be executed.
+            must(Command::new("cp").arg(file).arg(&copy));
             fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
         }
         copy

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbdfuse::Session;
 use nbdfuse::file::{FileOptions, serve_file};
@@ -54,13 +54,23 @@ impl Mounted {
 
     /// Unmounts and waits for the session's end.
     pub(crate) fn unmount(self) {
-        assert_eq!(
-            mount::unmount(&self.path, mount::Mode::Normal).unwrap(),
-            Unmounted::Done
-        );
+        unmount(&self.path);
         self.session.shutdown(PATIENCE).unwrap();
         // Not again by drop.
     }
+}
+
+/// Unmounts. A child that another thread has just forked holds what is open here until it has started
+/// its program.
+#[track_caller]
+pub(crate) fn unmount(path: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut outcome = mount::unmount(path, mount::Mode::Normal).unwrap();
+    while outcome == Unmounted::Busy && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+        outcome = mount::unmount(path, mount::Mode::Normal).unwrap();
+    }
+    assert_eq!(outcome, Unmounted::Done);
 }
 
 impl Drop for Mounted {

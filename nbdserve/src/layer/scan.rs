@@ -11,6 +11,8 @@ const LAST: u64 = 1 << 20;
 const NEAR: u64 = 256 << 10;
 /// The volume below is told of this much in advance.
 const AHEAD: u64 = 4 << 20;
+/// What is longer would have to leave memory before it is read.
+const PASSED: u64 = 16 << 20;
 
 /// A volume that is looked at from its start on. What lies close together is read in large requests,
 /// what lies far apart in small ones.
@@ -50,6 +52,15 @@ impl<'a> Scan<'a> {
                 "the file is truncated: what begins at {at} has {size} bytes, the file ends at {file}"
             ))
         })
+    }
+
+    /// What lies between two places that are looked at will be read by somebody else, soon. Where
+    /// the next place is comes with it.
+    pub(super) fn passes(&self, at: u64, next: u64) {
+        if self.below.gathers() && next.saturating_sub(at) <= PASSED {
+            let end = next.saturating_add(FIRST).min(self.size());
+            self.below.will_need(ByteRange::between(at.min(end), end));
+        }
     }
 
     /// The `len` bytes at `at`; fewer where the volume ends.

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use super::OpenMode;
 use crate::error::shell;
@@ -18,6 +19,11 @@ use crate::{Error, Kind, Result};
 const USED_BASE: i64 = 100;
 /// Offset of the bytes that say what a process does not let others do.
 const FORBIDDEN_BASE: i64 = 200;
+
+/// A conflict that lasts less than this is none.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What a process may do with an image, by QEMU's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +70,7 @@ impl Permission {
 /// # Errors
 /// `Denied` when another process uses the image in a way that does not go together with this.
 pub(super) fn take(fd: BorrowedFd<'_>, name: &str, mode: OpenMode) -> Result<()> {
-    match try_take(fd, mode) {
+    match patiently(|| try_take(fd, mode)) {
         Ok(None) => Ok(()),
         Ok(Some(conflict)) => Err(Error::new(
             Kind::Denied,
@@ -87,12 +93,14 @@ pub(super) fn take(fd: BorrowedFd<'_>, name: &str, mode: OpenMode) -> Result<()>
 /// As [`take`].
 pub(super) fn take_resize(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
     let resize = Permission::Resize;
-    let taken = ofd_lock::share_byte(fd, resize.used())
-        .and_then(|_| ofd_lock::byte_is_locked(fd, resize.forbidden()));
+    let taken = patiently(|| {
+        ofd_lock::share_byte(fd, resize.used())?;
+        let forbidden = ofd_lock::byte_is_locked(fd, resize.forbidden())?;
+        Ok(forbidden.then(|| resize.forbidden_by_other()))
+    });
     match taken {
-        Ok(false) => Ok(()),
-        Ok(true) => {
-            let conflict = resize.forbidden_by_other();
+        Ok(None) => Ok(()),
+        Ok(Some(conflict)) => {
             let what = format!("{name} is in use: another process {conflict}");
             Err(Error::new(Kind::Denied, what))
         }
@@ -101,17 +109,50 @@ pub(super) fn take_resize(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
     }
 }
 
-/// `None` when the locks were taken, else what another process does.
+/// Tries until there is no conflict, for a moment: a child that was forked while somebody had the
+/// image open holds his locks until it has become another program, and who is being ended holds them
+/// until he is.
+fn patiently(
+    mut take: impl FnMut() -> io::Result<Option<&'static str>>,
+) -> io::Result<Option<&'static str>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let conflict = take()?;
+        if conflict.is_none() || Instant::now() >= deadline {
+            return Ok(conflict);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// `None` when the locks were taken, else what another process does; then none is held.
 fn try_take(fd: BorrowedFd<'_>, mode: OpenMode) -> io::Result<Option<&'static str>> {
     let used: &[Permission] = match mode {
         OpenMode::ReadOnly => &[Permission::ConsistentRead],
         OpenMode::Write => &[Permission::ConsistentRead, Permission::Write],
     };
-    // First tell, then look: of two that start at once at least one sees the other.
     let told = used.iter().map(|permission| permission.used());
-    let told = told.chain(FORBIDDEN.iter().map(|permission| permission.forbidden()));
+    let told: Vec<_> = told
+        .chain(FORBIDDEN.iter().map(|permission| permission.forbidden()))
+        .collect();
+    let conflict = tell_and_look(fd, used, &told);
+    if !matches!(conflict, Ok(None)) {
+        // Who tries again must not be in the way of others meanwhile.
+        for byte in told {
+            ofd_lock::release_byte(fd, byte)?;
+        }
+    }
+    conflict
+}
+
+/// First tell, then look: of two that start at once at least one sees the other.
+fn tell_and_look(
+    fd: BorrowedFd<'_>,
+    used: &[Permission],
+    told: &[i64],
+) -> io::Result<Option<&'static str>> {
     for byte in told {
-        if !ofd_lock::share_byte(fd, byte)? {
+        if !ofd_lock::share_byte(fd, *byte)? {
             return Ok(Some("has locked it for itself"));
         }
     }

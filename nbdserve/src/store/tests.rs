@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::pages::{CHUNK, PAGE};
 use super::*;
 use crate::Kind;
-use crate::testing::{Rng, noise};
+use crate::testing::{Rng, noise, store_files};
 
 /// Set in a child: what it writes about.
 const CHILD: &str = "NBDSERVE_STORE_WRITER";
@@ -98,20 +98,9 @@ fn writer(folder: &Path, version: u64, seed: u64) -> std::process::Child {
         .unwrap()
 }
 
-/// All files in the store but its own lock.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let images = fs::read_dir(folder.join("images")).unwrap().flatten();
-    let mut files: Vec<_> = images
-        .filter_map(|image| fs::read_dir(image.path()).ok())
-        .flat_map(|files| files.flatten().map(|file| file.path()))
-        .collect();
-    files.sort();
-    files
-}
-
 /// Damage of one sort or another.
 fn damage(folder: &Path, store: &Store, rng: &mut Rng) {
-    let files = files(folder);
+    let files = store_files(folder);
     let Some(path) = files.get(rng.below(files.len().max(1) as u64) as usize) else {
         return;
     };
@@ -224,7 +213,7 @@ fn what_a_killed_writer_has_left_is_swept() {
     let store = Store::open(folder.path()).unwrap();
     let place = store.place("an image", "disk");
     place.save("index", b"abc");
-    let left = files(folder.path())[0].with_file_name("new-1-1");
+    let left = store_files(folder.path())[0].with_file_name("new-1-1");
     fs::write(&left, b"half").unwrap();
     assert!(
         Place::new(store.clone(), "an image")
@@ -246,7 +235,7 @@ fn nothing_is_made_for_an_image_of_which_nothing_is_kept() {
     let store = Store::open(folder.path()).unwrap();
     let place = store.place("an image", "disk").inside("xz");
     assert!(place.load("index", 9).is_none() && place.find_pages("p").is_none());
-    assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
+    assert_eq!(store_files(folder.path()), Vec::<PathBuf>::new());
     assert!(store.usage().images.is_empty());
 }
 

@@ -18,6 +18,14 @@ pub(crate) fn share_byte(fd: BorrowedFd<'_>, offset: i64) -> io::Result<bool> {
     }
 }
 
+/// Gives back a lock on the byte at `offset`, if there is one.
+///
+/// # Errors
+/// When the file system has no locks.
+pub(crate) fn release_byte(fd: BorrowedFd<'_>, offset: i64) -> io::Result<()> {
+    call(fd, libc::F_OFD_SETLK, libc::F_UNLCK, offset).map(drop)
+}
+
 /// Whether another open file description holds any lock on the byte at `offset`.
 ///
 /// # Errors

@@ -16,6 +16,8 @@ mod slow;
 mod strict;
 pub mod tools;
 
+use std::path::{Path, PathBuf};
+
 pub use counting::{Counting, Counts};
 pub use faulty::{Faults, Faulty};
 pub use model::{Model, Op};
@@ -56,4 +58,21 @@ pub fn disk_like(len: usize, seed: u64) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+/// All files about images in the folder of a [`crate::store::Store`], in the order of their names.
+///
+/// # Panics
+/// When there is no such folder.
+#[must_use]
+pub fn store_files(folder: &Path) -> Vec<PathBuf> {
+    let images = std::fs::read_dir(folder.join("images"));
+    let images = images.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<_> = images
+        .flatten()
+        .filter_map(|image| std::fs::read_dir(image.path()).ok())
+        .flat_map(|files| files.flatten().map(|file| file.path()))
+        .collect();
+    files.sort();
+    files
 }

@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// A command that finds the tools of the administrator too and speaks English.
 #[must_use]
@@ -37,6 +39,25 @@ pub fn run_command(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Unmounts what the test itself may have had files open of: a child that another thread has just
+/// forked holds them until it has started its program.
+///
+/// # Panics
+/// When `umount` fails, or still finds it busy after half a minute.
+pub fn umount(point: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let output = command("umount").arg(point).output().expect("umount");
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            return;
+        }
+        let again = said.contains("busy") && Instant::now() < deadline;
+        assert!(again, "umount {}: {said}", point.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// `program ARGS < input`: what it prints.

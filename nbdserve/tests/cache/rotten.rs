@@ -2,23 +2,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nbdserve::store::Store;
-use nbdserve::testing::{Rng, noise};
+use nbdserve::testing::{Rng, noise, store_files};
 
 use crate::tools::{FORMATS, Image, bytes};
-
-/// All files about images.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let images = fs::read_dir(folder.join("images")).unwrap().flatten();
-    let mut files: Vec<_> = images
-        .filter_map(|image| fs::read_dir(image.path()).ok())
-        .flat_map(|files| files.flatten().map(|file| file.path()))
-        .collect();
-    files.sort();
-    files
-}
 
 /// Damages a file in one way or another.
 fn damage(files: &[PathBuf], rng: &mut Rng) {
@@ -66,12 +55,12 @@ fn whatever_lies_in_the_cache_no_layer_gives_a_wrong_byte() {
                 if rng.below(3) == 0 {
                     // While it is open.
                     image.check(&volume, &mut rng, 1);
-                    damage(&files(folder.path()), &mut rng);
+                    damage(&store_files(folder.path()), &mut rng);
                 }
                 image.check(&volume, &mut rng, 4);
                 volume.close().unwrap();
             }
-            let files = files(folder.path());
+            let files = store_files(folder.path());
             for _ in 0..rng.below(3) {
                 damage(&files, &mut rng);
             }
@@ -95,7 +84,7 @@ fn after_damage_the_cache_is_as_good_as_new_two_mounts_later() {
         decodes();
         let good = decodes();
         let mut rng = Rng::new(number as u64);
-        for path in files(folder.path()) {
+        for path in store_files(folder.path()) {
             let file = OpenOptions::new().write(true).open(path).unwrap();
             let len = file.metadata().unwrap().len();
             for _ in 0..3000 {

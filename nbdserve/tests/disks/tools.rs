@@ -51,6 +51,14 @@ impl Made {
     }
 }
 
+/// A file in `dir`.
+pub(crate) fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
 pub(crate) fn convert(from: &Path, from_format: &str, to: &Path, format: &str, options: &str) {
     let mut command = tools::command("qemu-img");
     command.args(["convert", "-f", from_format, "-O", format]);

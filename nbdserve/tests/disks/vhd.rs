@@ -1,8 +1,5 @@
 //! VHD.
 
-use std::fs;
-use std::path::Path;
-
 use nbdserve::layer::vhd::VHD;
 use nbdserve::source::Memory;
 use nbdserve::testing::{conformance, noise, tools};
@@ -11,6 +8,7 @@ use nbdserve::{ByteRange, Cx, ExtentFlags, Kind, plan};
 use crate::tools::{
     MIB, Made, a_cut_is_told_of, disk, error_of, error_of_file, is_probed, is_right_or_refused,
     lie_in_each_field, open_bytes, open_file, our_data, qemu_data, qemu_reads, read_all, with,
+    write,
 };
 
 const FOOTER: usize = 512;
@@ -448,13 +446,6 @@ fn differencing(
     }
     image.extend(footer);
     Difference { image, expected }
-}
-
-fn write(dir: &Path, name: &str, bytes: &[u8]) -> std::path::PathBuf {
-    let path = dir.join(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, bytes).unwrap();
-    path
 }
 
 #[test]

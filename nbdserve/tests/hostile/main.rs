@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cut;
+#[path = "../common/folder.rs"]
+mod folder;
 mod images;
 mod killed;
 mod names;

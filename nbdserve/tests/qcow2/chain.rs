@@ -13,7 +13,7 @@ use crate::images::{Folder, MIB, compare_extents, cx};
 /// `base` of raw, `middle` on it and `top` on that, each with some clusters of its own.
 fn three(folder: &Folder, options: &str) {
     let base = noise(2 * MIB, 5);
-    folder.raw("base", &base);
+    folder.write("base", &base);
     let mut below = ("base", "raw");
     for (name, at, size) in [("middle", 300_000, "3M"), ("top", 900_000, "4M")] {
         let mut args = vec!["create", "-q", "-f", "qcow2", "-b", below.0];
@@ -86,11 +86,11 @@ fn a_format_that_is_not_stated_is_found_and_said() {
     let oracle = folder.oracle("top", &[]);
     // qemu-img makes no such images any more: a type that nobody knows takes the format's place.
     for name in ["middle", "top"] {
-        let mut bytes = std::fs::read(folder.path(name)).unwrap();
+        let mut bytes = folder.read(name);
         let kind = [0xe2, 0x79, 0x2a, 0xca];
         let at = bytes.windows(4).position(|four| four == kind).unwrap();
         bytes[at] ^= 0x55;
-        folder.raw(name, &bytes);
+        folder.write(name, &bytes);
     }
     let volume = folder.open("top").unwrap();
     assert!(read_all(&volume) == oracle);
@@ -105,7 +105,7 @@ fn a_format_that_is_not_stated_is_found_and_said() {
 fn a_backing_file_may_be_longer_or_shorter() {
     let folder = Folder::new();
     let base = noise(MIB + 300, 8);
-    folder.raw("base", &base);
+    folder.write("base", &base);
     for size in ["512k", "2M", "1G"] {
         folder.img(&[
             "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "top", size,
@@ -123,7 +123,7 @@ fn a_backing_file_may_be_longer_or_shorter() {
 fn a_file_outside_of_the_folder_is_refused_with_the_option_that_allows_it() {
     let folder = Folder::new();
     std::fs::create_dir(folder.path("in")).unwrap();
-    folder.raw("base", &noise(MIB, 1));
+    folder.write("base", &noise(MIB, 1));
     folder.img(&[
         "create", "-q", "-f", "qcow2", "-b", "../base", "-F", "raw", "in/top",
     ]);
@@ -149,7 +149,7 @@ fn a_file_outside_of_the_folder_is_refused_with_the_option_that_allows_it() {
 #[test]
 fn a_backing_file_that_is_the_image_itself_is_found() {
     let folder = Folder::new();
-    folder.raw("b", &noise(MIB, 1));
+    folder.write("b", &noise(MIB, 1));
     folder.img(&["create", "-q", "-f", "qcow2", "-b", "b", "-F", "raw", "a"]);
     folder.img(&["rebase", "-u", "-b", "a", "-F", "qcow2", "a"]);
     let error = folder.open("a").unwrap_err();
@@ -169,7 +169,7 @@ fn a_backing_file_that_is_the_image_itself_is_found() {
 #[test]
 fn formats_and_names_that_cannot_be_followed_are_named() {
     let folder = Folder::new();
-    folder.raw("base", &noise(MIB, 1));
+    folder.write("base", &noise(MIB, 1));
     for (name, format, message) in [
         ("base", "parallels", "format \"parallels\""),
         ("base", "bochs", "format \"bochs\""),
@@ -218,7 +218,7 @@ fn clusters_in_a_data_file() {
     ] {
         let folder = Folder::new();
         let options = format!("data_file=data{options}");
-        folder.img(&["create", "-q", "-f", "qcow2", "-o", &options, "image", "3M"]);
+        folder.create("image", "3M", &options);
         folder.io(
             "image",
             &[
@@ -236,7 +236,7 @@ fn clusters_in_a_data_file() {
         assert!(volume.notes().contains(&note), "{:?}", volume.notes());
         drop(volume);
         if options.contains("raw") {
-            assert!(std::fs::read(folder.path("data")).unwrap() == oracle);
+            assert!(folder.read("data") == oracle);
         }
         std::fs::rename(folder.path("data"), folder.path("elsewhere")).unwrap();
         let error = folder.open("image").unwrap_err();
@@ -244,16 +244,7 @@ fn clusters_in_a_data_file() {
         assert_eq!(error.kind(), Kind::Io);
     }
     let folder = Folder::new();
-    folder.img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "data_file=data",
-        "image",
-        "2M",
-    ]);
+    folder.create("image", "2M", "data_file=data");
     folder.io("image", &["write -P 1 0 70k"]);
     conformance::check(|| {
         let mut expected = vec![1; 70 << 10];

@@ -30,7 +30,7 @@ fn neighbours_are_read_with_one_request() {
     ] {
         let folder = Folder::new();
         let disk = noise(8 * MIB, 2);
-        folder.raw("raw", &disk);
+        folder.write("raw", &disk);
         convert(&folder, options);
         let (volume, counts) = counted(&folder, "image", &cx());
         assert!(
@@ -77,7 +77,7 @@ fn holes_are_not_read() {
 fn an_l2_table_is_read_once_however_many_ask() {
     let folder = Folder::new();
     let disk = noise(4 * MIB, 2);
-    folder.raw("raw", &disk);
+    folder.write("raw", &disk);
     convert(&folder, &[]);
     let (volume, counts) = counted(&folder, "image", &cx());
     counts.reset();
@@ -100,7 +100,7 @@ fn an_l2_table_is_read_once_however_many_ask() {
 fn tables_are_kept_within_a_part_of_the_memory() {
     let folder = Folder::new();
     let disk = noise(16 * MIB, 2);
-    folder.raw("raw", &disk);
+    folder.write("raw", &disk);
     convert(&folder, &["-o", "cluster_size=512"]);
     // 512 tables of 512 bytes; there is memory for some eighty of them.
     let small = Cx::new(512 << 10);
@@ -119,16 +119,7 @@ fn tables_are_kept_within_a_part_of_the_memory() {
 #[test]
 fn a_large_cluster_does_not_make_its_tables_large() {
     let folder = Folder::new();
-    folder.img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "cluster_size=2M",
-        "image",
-        "1T",
-    ]);
+    folder.create("image", "1T", "cluster_size=2M");
     folder.io("image", &["write -P 1 3M 1M"]);
     let (volume, counts) = counted(&folder, "image", &cx());
     volume.read_vec(3 * MIB as u64, 4096).unwrap();

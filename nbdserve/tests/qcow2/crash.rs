@@ -11,11 +11,10 @@ use nbdserve::testing::{Faulty, Recorder, Rng, conformance, noise};
 use nbdserve::{ByteRange, Cx, Kind, Result, Volume, ZeroOpts};
 
 use crate::consistency;
+use crate::encrypted::{PASSPHRASE, QUICK_LUKS, cx_with};
 use crate::images::{Folder, MIB, cx, open_on};
 
 const SECTOR: usize = 512;
-/// That of the images that are encrypted.
-const PASSPHRASE: &str = "swordfish";
 
 /// What one operation did to the bytes of a disk.
 #[derive(Clone, Debug)]
@@ -210,7 +209,7 @@ impl Story {
         assert!(errors.is_empty(), "{what}: {errors:?}");
         let path = folder.path("image");
         if by_qemu {
-            folder.raw("cut", &image);
+            folder.write("cut", &image);
             check_by_qemu(folder, "cut", what);
         }
         let volume = open_on(&Memory::volume(image), &path, &[], &self.cx).unwrap();
@@ -247,7 +246,7 @@ fn cut(make: impl Fn(&Folder), changes: u64, longest: u64, cuts: u64) {
 
 fn create(folder: &Folder, options: &str, size: usize) {
     let size = size.to_string();
-    folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", &size]);
+    folder.create("image", &size, options);
 }
 
 #[test]
@@ -312,19 +311,9 @@ fn an_image_of_the_second_version() {
 fn an_image_that_is_encrypted() {
     let folder = Folder::new();
     let size = MIB.to_string();
-    folder.img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "--object",
-        &format!("secret,id=s,data={PASSPHRASE}"),
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,cluster_size=4096",
-        "image",
-        &size,
-    ]);
-    let cx = crate::encrypted::cx_with(PASSPHRASE);
+    let options = format!("{QUICK_LUKS},cluster_size=4096");
+    folder.create_encrypted("image", &size, PASSPHRASE, &options);
+    let cx = cx_with(PASSPHRASE);
     Story::of(&folder, cx, 60, 30_000, 1).cut(&folder, 20);
 }
 
@@ -343,7 +332,7 @@ fn the_checker_agrees_with_qemu() {
         "image",
     ]);
     folder.img(&["snapshot", "-c", "then", "image"]);
-    let good = std::fs::read(folder.path("image")).unwrap();
+    let good = folder.read("image");
     assert!(consistency::errors(&good).is_empty());
     let field = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
     let (l1, table) = (field(40), field(48));
@@ -359,7 +348,7 @@ fn the_checker_agrees_with_qemu() {
             _ => l2 + rng.below(200) as usize * 8 + 6,
         };
         bytes[at] ^= if number % 3 == 1 { 0x80 } else { 0x10 };
-        folder.raw("cut", &bytes);
+        folder.write("cut", &bytes);
         let mut command = nbdserve::testing::tools::command("qemu-img");
         let status = command.args(["check"]).arg(folder.path("cut"));
         let code = status.output().unwrap().status.code();
@@ -539,7 +528,7 @@ fn a_request_that_fails_is_made_up_for() {
         let errors = consistency::errors(&left);
         assert!(errors.is_empty(), "fault {skip:?}: {errors:?}");
         if skip.is_none_or(|skip| skip % 20 == 0) {
-            folder.raw("cut", &left);
+            folder.write("cut", &left);
             check_by_qemu(&folder, "cut", &format!("fault {skip:?}"));
         }
         let volume = open_on(&Memory::volume(left), &path, &[], &cx()).unwrap();

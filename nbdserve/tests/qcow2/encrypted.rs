@@ -9,6 +9,13 @@ use nbdserve::{ByteRange, Cx, Kind};
 
 use crate::images::{Folder, MIB, cx};
 
+/// That of the images here.
+pub(crate) const PASSPHRASE: &str = "swordfish";
+/// For the tools of QEMU, which call it `s`.
+const SECRET: &str = "secret,id=s,data=swordfish";
+/// LUKS with a passphrase that is cheap to check.
+pub(crate) const QUICK_LUKS: &str = "encrypt.format=luks,encrypt.iter-time=10";
+
 pub(crate) fn cx_with(passphrase: &str) -> Cx {
     let mut cx = cx();
     cx.secrets = Arc::new(OneSecret(Secret::new(passphrase.as_bytes().to_vec())));
@@ -17,21 +24,10 @@ pub(crate) fn cx_with(passphrase: &str) -> Cx {
 
 /// Makes `image`, with a passphrase, a cheap one to check, and `options`; then runs commands on it.
 fn create(folder: &Folder, name: &str, options: &str, commands: &[&str]) {
-    let options = format!("encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10{options}");
-    folder.img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "--object",
-        "secret,id=s,data=swordfish",
-        "-o",
-        &options,
-        name,
-        "3M",
-    ]);
+    let options = format!("{QUICK_LUKS}{options}");
+    folder.create_encrypted(name, "3M", PASSPHRASE, &options);
     let image = image_opts(name);
-    let mut args = vec!["--object", "secret,id=s,data=swordfish", "--image-opts"];
+    let mut args = vec!["--object", SECRET, "--image-opts"];
     for command in commands {
         args.extend(["-c", command]);
     }
@@ -47,14 +43,14 @@ fn oracle(folder: &Folder, name: &str) -> Vec<u8> {
     folder.img(&[
         "convert",
         "--object",
-        "secret,id=s,data=swordfish",
+        SECRET,
         "--image-opts",
         "-O",
         "raw",
         &image_opts(name),
         "oracle.raw",
     ]);
-    std::fs::read(folder.path("oracle.raw")).unwrap()
+    folder.read("oracle.raw")
 }
 
 const COMMANDS: &[&str] = &[
@@ -78,7 +74,7 @@ fn encrypted_images_read_as_qemu_reads_them() {
         assert_eq!(expected.len(), 3 * MIB);
         assert_eq!(expected[1 << 20], 1);
         let volume = folder
-            .open_with("image", &[], &cx_with("swordfish"))
+            .open_with("image", &[], &cx_with(PASSPHRASE))
             .unwrap();
         assert!(read_all(&volume) == expected, "{options}");
         assert!(volume.notes().contains(&"encrypted (LUKS)".to_owned()));
@@ -115,14 +111,14 @@ fn an_encrypted_image_on_a_plain_one_and_the_other_way() {
     let folder = Folder::new();
     create(&folder, "base", "", COMMANDS);
     folder.disk(2 * MIB, 5);
-    let plain = std::fs::read(folder.path("raw")).unwrap();
+    let plain = folder.read("raw");
     create(
         &folder,
         "top",
         ",backing_file=raw,backing_fmt=raw",
         &["write -P 9 1M 70000"],
     );
-    let volume = folder.open_with("top", &[], &cx_with("swordfish")).unwrap();
+    let volume = folder.open_with("top", &[], &cx_with(PASSPHRASE)).unwrap();
     let mut expected = plain;
     expected.resize(3 * MIB, 0);
     expected[MIB..MIB + 70_000].fill(9);
@@ -134,21 +130,18 @@ fn an_encrypted_image_on_a_plain_one_and_the_other_way() {
     let over = "driver=qcow2,file.filename=over,backing.driver=qcow2,backing.encrypt.key-secret=s,\
          backing.file.filename=base"
         .to_string();
-    let secret = "secret,id=s,data=swordfish";
     folder.run(
         "qemu-io",
         &[
             "--object",
-            secret,
+            SECRET,
             "-c",
             "write -P 7 0 64k",
             "--image-opts",
             &over,
         ],
     );
-    let volume = folder
-        .open_with("over", &[], &cx_with("swordfish"))
-        .unwrap();
+    let volume = folder.open_with("over", &[], &cx_with(PASSPHRASE)).unwrap();
     let mut expected = oracle(&folder, "base");
     expected[..64 << 10].fill(7);
     assert!(read_all(&volume) == expected);
@@ -158,12 +151,12 @@ fn an_encrypted_image_on_a_plain_one_and_the_other_way() {
 fn a_luks_header_that_is_elsewhere() {
     let folder = Folder::new();
     create(&folder, "image", "", &[]);
-    let good = std::fs::read(folder.path("image")).unwrap();
+    let good = folder.read("image");
     let kind = [0x05, 0x37, 0xbe, 0x77, 0, 0, 0, 16];
     let at = good.windows(8).position(|eight| eight == kind).unwrap();
     let open = |bytes: &[u8]| {
-        folder.raw("image", bytes);
-        folder.open_with("image", &[], &cx_with("swordfish"))
+        folder.write("image", bytes);
+        folder.open_with("image", &[], &cx_with(PASSPHRASE))
     };
     for (field, value) in [
         (8, 0_u64),
@@ -221,7 +214,7 @@ impl nbdserve::secret::Secrets for Asked {
 #[test]
 fn each_file_of_a_chain_is_asked_for_by_its_name() {
     let folder = Folder::new();
-    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let options = format!("encrypt.key-secret=s,{QUICK_LUKS}");
     for (name, secret, backing) in [
         ("base", "goldfish", ""),
         ("top", "swordfish", ",backing_file=base,backing_fmt=qcow2"),
@@ -249,7 +242,7 @@ fn encrypted_images_are_written_as_qemu_would() {
         create(&folder, "image", options, COMMANDS);
         let mut model = Model::new(oracle(&folder, "image"));
         for round in 0..2 {
-            let volume = folder.open_rw_with("image", &cx_with("swordfish")).unwrap();
+            let volume = folder.open_rw_with("image", &cx_with(PASSPHRASE)).unwrap();
             for step in 0..60 {
                 let op = Op::from_seed(round * 100 + step, volume.size(), 200_000);
                 model.apply(&volume, op);
@@ -260,14 +253,14 @@ fn encrypted_images_are_written_as_qemu_would() {
             folder.img(&[
                 "check",
                 "--object",
-                "secret,id=s,data=swordfish",
+                SECRET,
                 "--image-opts",
                 &image_opts("image"),
             ]);
             let all = ByteRange::between(0, 3 * MIB as u64);
             model.compare(&oracle(&folder, "image"), all);
         }
-        let found = std::fs::read(folder.path("image")).unwrap();
+        let found = folder.read("image");
         let plain = model
             .bytes()
             .chunks(512)

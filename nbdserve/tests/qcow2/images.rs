@@ -1,13 +1,15 @@
 //! Images, and what qemu-img says of them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nbdserve::layer::Args;
 use nbdserve::layer::qcow2::QCOW2;
 use nbdserve::references::References;
 use nbdserve::source::{File, OpenMode};
-use nbdserve::testing::{disk_like, tools};
+use nbdserve::testing::disk_like;
 use nbdserve::{ByteRange, Cx, Result, Volume};
+
+pub(crate) use crate::folder::Folder;
 
 pub(crate) const MIB: usize = 1 << 20;
 
@@ -15,42 +17,22 @@ pub(crate) fn cx() -> Cx {
     Cx::new(64 << 20)
 }
 
-/// A folder with images.
-pub(crate) struct Folder(tempfile::TempDir);
-
 impl Folder {
-    pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+    /// Makes an empty image.
+    pub(crate) fn create(&self, name: &str, size: &str, options: &str) {
+        self.create_with(&["-o", options], name, size);
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+    /// Makes an empty image that is encrypted, as `options` have it, with the secret `s`.
+    pub(crate) fn create_encrypted(&self, name: &str, size: &str, secret: &str, options: &str) {
+        let secret = format!("secret,id=s,data={secret}");
+        let options = format!("encrypt.key-secret=s,{options}");
+        self.create_with(&["--object", &secret, "-o", &options], name, size);
     }
 
-    /// Runs a program of qemu-utils here; what it printed.
-    pub(crate) fn run(&self, program: &str, args: &[&str]) -> String {
-        let mut command = tools::command(program);
-        command.current_dir(self.0.path()).args(args);
-        let mut out = command.output().unwrap();
-        // A child that another test has started holds copies of our descriptors, with their locks,
-        // until it runs its program.
-        for _ in 0..200 {
-            if out.status.success() || !String::from_utf8_lossy(&out.stderr).contains(" lock\n") {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-            out = command.output().unwrap();
-        }
-        assert!(
-            out.status.success(),
-            "{program} {args:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    pub(crate) fn img(&self, args: &[&str]) -> String {
-        self.run("qemu-img", args)
+    fn create_with(&self, options: &[&str], name: &str, size: &str) {
+        let create = ["create", "-q", "-f", "qcow2"];
+        self.img(&[&create, options, &[name, size]].concat());
     }
 
     /// Runs commands of qemu-io on an image.
@@ -63,15 +45,10 @@ impl Folder {
         self.run("qemu-io", &args);
     }
 
-    /// Writes a raw disk.
-    pub(crate) fn raw(&self, name: &str, bytes: &[u8]) {
-        std::fs::write(self.path(name), bytes).unwrap();
-    }
-
     /// A disk with text, noise and zeroes, as `raw`.
     pub(crate) fn disk(&self, len: usize, seed: u64) -> Vec<u8> {
         let bytes = disk_like(len, seed);
-        self.raw("raw", &bytes);
+        self.write("raw", &bytes);
         bytes
     }
 
@@ -81,7 +58,7 @@ impl Folder {
         args.extend(options);
         args.extend([name, "oracle.raw"]);
         self.img(&args);
-        std::fs::read(self.path("oracle.raw")).unwrap()
+        self.read("oracle.raw")
     }
 
     pub(crate) fn open(&self, name: &str) -> Result<Volume> {

@@ -36,7 +36,7 @@ fn check(kind: Kind, message: &str, change: impl FnOnce(&mut Vec<u8>)) {
 fn the_forged_image_is_a_good_one() {
     assert!(whole(&image()).unwrap() == disk());
     let folder = Folder::new();
-    folder.raw("image", &image());
+    folder.write("image", &image());
     assert!(folder.oracle("image", &[]) == disk());
     folder.img(&["check", "image"]);
     conformance::check(|| (open(&image()).unwrap(), disk()));
@@ -167,7 +167,7 @@ fn a_file_that_is_cut_anywhere_is_never_read_wrong() {
     // The rest of the last cluster was never written.
     let cut = &file[..file.len() - 100];
     let folder = Folder::new();
-    folder.raw("image", cut);
+    folder.write("image", cut);
     assert!(folder.oracle("image", &[]) == whole(cut).unwrap());
 }
 
@@ -226,18 +226,7 @@ fn encryption_is_refused_by_its_name() {
     check(Kind::Corrupt, "LUKS", |file| put32(file, 32, 2));
     check(Kind::Unsupported, "method 3", |file| put32(file, 32, 3));
     let folder = Folder::new();
-    folder.img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "--object",
-        "secret,id=s,data=x",
-        "-o",
-        "encrypt.format=aes,encrypt.key-secret=s",
-        "image",
-        "1M",
-    ]);
+    folder.create_encrypted("image", "1M", "x", "encrypt.format=aes");
     let error = folder.open("image").unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert!(error.to_string().contains("AES"), "{error}");
@@ -435,13 +424,13 @@ fn compressed_clusters_that_cannot_be_decoded() {
     // And data that would go on for ever.
     let folder = Folder::new();
     let big = vec![0x41; MIB];
-    folder.raw("raw", &big);
+    folder.write("raw", &big);
     for kind in ["zlib", "zstd"] {
         let option = format!("compression_type={kind}");
         folder.img(&[
             "convert", "-c", "-O", "qcow2", "-o", &option, "raw", "image",
         ]);
-        let mut file = std::fs::read(folder.path("image")).unwrap();
+        let mut file = folder.read("image");
         assert!(whole(&file).unwrap() == big);
         let l1 = usize::try_from(get64(&file, 40)).unwrap();
         let l2 = usize::try_from(get64(&file, l1) & !COPIED).unwrap();

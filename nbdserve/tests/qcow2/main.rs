@@ -7,6 +7,8 @@ mod consistency;
 mod counts;
 mod crash;
 mod encrypted;
+#[path = "../common/folder.rs"]
+mod folder;
 mod forge;
 mod good;
 mod images;

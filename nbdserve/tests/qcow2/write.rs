@@ -66,7 +66,7 @@ fn made(options: &str, size: usize, full: bool) {
         folder.img(&["convert", "-O", "qcow2", "-o", options, "raw", "image"]);
     } else {
         let size = size.to_string();
-        folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", &size]);
+        folder.create("image", &size, options);
     }
     exercise(&folder, "image", 3, 120);
 }
@@ -144,14 +144,14 @@ fn a_backing_file_shows_through_and_is_not_touched() {
         let folder = Folder::new();
         folder.disk(2 * MIB + 1536, 7);
         folder.img(&["convert", "-c", "-O", "qcow2", "raw", "base"]);
-        let before = std::fs::read(folder.path("base")).unwrap();
+        let before = folder.read("base");
         let size = (3 * MIB).to_string();
         let create = [
             "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "-o",
         ];
         folder.img(&[&create[..], &[options, "image", &size]].concat());
         exercise(&folder, "image", 3, 100);
-        assert!(std::fs::read(folder.path("base")).unwrap() == before);
+        assert!(folder.read("base") == before);
     }
 }
 
@@ -199,10 +199,10 @@ fn a_data_file_of_its_own() {
     ] {
         let folder = Folder::new();
         let size = (3 * MIB + 512).to_string();
-        folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", &size]);
+        folder.create("image", &size, options);
         exercise(&folder, "image", 3, 100);
         if options.contains("raw") {
-            let data = std::fs::read(folder.path("data")).unwrap();
+            let data = folder.read("data");
             let seen = folder.oracle("image", &[]);
             // qemu-img makes it as long as its clusters.
             assert_eq!(data.len(), seen.len().next_multiple_of(65536));
@@ -217,16 +217,7 @@ fn many_clusters_take_more_blocks_of_refcounts_and_a_longer_table() {
     let folder = Folder::new();
     let options = "cluster_size=512,refcount_bits=64";
     let size = 24 * MIB;
-    folder.img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        options,
-        "image",
-        &size.to_string(),
-    ]);
+    folder.create("image", &size.to_string(), options);
     let volume = folder.open_rw("image").unwrap();
     let writer = volume.writer().unwrap();
     let bytes = noise(size, 9);
@@ -314,7 +305,7 @@ fn a_trim_makes_holes_in_a_data_file() {
     ] {
         for zero in [false, true] {
             let folder = Folder::new();
-            folder.img(&["create", "-q", "-f", "qcow2", "-o", options, "image", "16M"]);
+            folder.create("image", "16M", options);
             let volume = folder.open_rw("image").unwrap();
             let writer = volume.writer().unwrap();
             let mut bytes = noise(8 * MIB, 1);
@@ -360,7 +351,7 @@ fn a_trim_makes_holes_in_a_data_file() {
             folder.check("image");
             assert!(folder.oracle("image", &[])[..found.len()] == found);
             if options.contains("raw") {
-                let data = std::fs::read(folder.path("data")).unwrap();
+                let data = folder.read("data");
                 assert!(data[..found.len()] == found, "{options}");
             }
         }
@@ -441,7 +432,7 @@ fn threads_write_side_by_side() {
 fn what_must_not_be_written_is_refused_by_name() {
     let folder = Folder::new();
     folder.img(&["create", "-q", "-f", "qcow2", "image", "1M"]);
-    let good = std::fs::read(folder.path("image")).unwrap();
+    let good = folder.read("image");
     for (bit, word) in [(0, "check -r all"), (1, "corrupt")] {
         let mut bytes = good.clone();
         bytes[79] = 1 << bit;
@@ -467,7 +458,7 @@ fn tables_that_are_said_to_be_huge_take_no_memory() {
         let mut bytes = image();
         // Its data are elsewhere, or they would be where the table is.
         put32(&mut bytes, 36, entries);
-        folder.raw("image", &bytes);
+        folder.write("image", &bytes);
         let error = folder.open_rw("image").unwrap_err();
         assert_eq!(error.kind(), Kind::Limit, "{error:?}");
         folder.open("image").unwrap();
@@ -476,7 +467,7 @@ fn tables_that_are_said_to_be_huge_take_no_memory() {
     let mut bytes = image();
     let place = [4096_u64.to_be_bytes(), (u64::MAX >> 1).to_be_bytes()].concat();
     extensions(&mut bytes, &[(0x0537_be77, place)]);
-    folder.raw("image", &bytes);
+    folder.write("image", &bytes);
     assert_eq!(folder.open_rw("image").unwrap_err().kind(), Kind::Corrupt);
 }
 
@@ -496,9 +487,9 @@ fn features_that_are_not_kept_true_are_cleared_by_the_first_write() {
     let folder = Folder::new();
     folder.img(&["create", "-q", "-f", "qcow2", "image", "1M"]);
     folder.img(&["bitmap", "--add", "image", "b"]);
-    let autoclear = || std::fs::read(folder.path("image")).unwrap()[88..96].to_vec();
+    let autoclear = || folder.read("image")[88..96].to_vec();
     assert_eq!(autoclear()[7], 1);
-    let mut bytes = std::fs::read(folder.path("image")).unwrap();
+    let mut bytes = folder.read("image");
     bytes[88] = 0x80;
     std::fs::write(folder.path("image"), bytes).unwrap();
     let volume = folder.open_rw("image").unwrap();
@@ -560,12 +551,12 @@ fn a_part_of_a_disk_does_not_grow() {
     let folder = Folder::new();
     folder.img(&["create", "-q", "-f", "qcow2", "image", "8M"]);
     // A partition of 1 MiB with the image in it.
-    let mut bytes = std::fs::read(folder.path("image")).unwrap();
+    let mut bytes = folder.read("image");
     bytes.resize(MIB, 0);
     let mut disk = vec![0; MIB];
     disk.extend(bytes);
     disk.extend(noise(MIB, 5));
-    folder.raw("disk", &disk);
+    folder.write("disk", &disk);
     let path = folder.path("disk");
     let below = Volume::new(File::open(&path, OpenMode::Write).unwrap());
     let args = [("offset", "1M"), ("size", "1M")];
@@ -614,7 +605,7 @@ fn tables_that_look_free_or_like_data_are_not_overwritten() {
                 "free" => bytes[2 * CLUSTER + 2 * cluster + 1] = 0,
                 _ => put64(&mut bytes, L2 + 8, at as u64 | COPIED),
             }
-            folder.raw("image", &bytes);
+            folder.write("image", &bytes);
             let volume = folder.open_rw("image").unwrap();
             let writer = volume.writer().unwrap();
             // One that is there, or is said to be, and new ones.
@@ -632,7 +623,7 @@ fn tables_that_look_free_or_like_data_are_not_overwritten() {
             assert!(refused > 0 || name == "header", "{name} {lie}");
             let _ = volume.close();
             drop(volume);
-            let found = std::fs::read(folder.path("image")).unwrap();
+            let found = folder.read("image");
             let whole = match name {
                 // Entries of its own change; the others are as they were.
                 "refcounts" => 0,

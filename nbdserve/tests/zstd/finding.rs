@@ -45,6 +45,48 @@ fn what_pzstd_notes_before_its_frames_is_used() {
     assert!(read_all(&volume) == bytes);
 }
 
+/// Where each request takes a while, what is measured is fetched in order and once.
+#[test]
+fn frames_are_measured_as_they_are_found_in_a_source_far_away() {
+    let bytes = noise(24 * MIB, 13);
+    let file = pzstd(&bytes, &["-1", "-p", "4"]);
+    let (below, counts) = Counting::source(Memory::volume(file.clone()));
+    let volume = open_on(&below, &roomy()).unwrap();
+    let hints = counts.hint_sets().concat();
+    assert!(hints.len() > 5, "a word for each frame: {hints:?}");
+    let told = hints.iter().fold(0, |told, hint| {
+        assert!(
+            hint.start() <= told.max(100),
+            "a gap before {hint:?}: {hints:?}"
+        );
+        hint.end().max(told)
+    });
+    assert_eq!(told, file.len() as u64);
+    let most = file.len() as u64 * 11 / 10;
+    let read = counts.read_bytes();
+    assert!(read < most, "{read} of {} bytes", file.len());
+    assert!(read_all(&volume) == bytes);
+}
+
+#[test]
+fn damage_in_frames_that_are_measured_is_told_alike_near_and_far() {
+    let bytes = image(24 * MIB, 14);
+    let good = pzstd(&bytes, &["-1", "-p", "4"]);
+    let mut broken = good.clone();
+    let middle = good.len() / 2;
+    broken[middle..middle + 64].fill(0xff);
+    let cut = good[..good.len() - 100].to_vec();
+    for file in [broken, cut] {
+        let near = Memory::volume(file.clone());
+        let (far, _) = Counting::source(Memory::volume(file));
+        let near = open_on(&near, &roomy()).and_then(|volume| try_read_all(&volume));
+        let far = open_on(&far, &roomy()).and_then(|volume| try_read_all(&volume));
+        let (near, far) = (near.unwrap_err(), far.unwrap_err());
+        assert_eq!(near.kind(), Kind::Corrupt, "{near:?}");
+        assert_eq!(near.to_string(), far.to_string());
+    }
+}
+
 #[test]
 fn a_note_that_lies_is_not_believed() {
     let first = piped(&image(MIB, 3), &["-1"]);

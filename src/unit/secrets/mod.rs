@@ -1,7 +1,7 @@
 //! Keys and passphrases as a part of the unit.
 //!
 //! ```text
-//!  launcher    keys.rs   has them: key files, a descriptor, the person at the terminal
+//!  launcher    keys/     has them: key files, a descriptor, the person at the terminal
 //!     │        link.rs   a socket of their own, whose one end the supervisor only passes on
 //!  server      link.rs   asks for the layers of the image
 //! ```

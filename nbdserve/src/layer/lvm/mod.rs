@@ -1,17 +1,19 @@
 //! Logical volumes of LVM2: linear and striped ones, of groups whose physical volumes are all in one
 //! image.
 //!
-//! `header.rs` has labels and metadata areas, `text.rs` the language of the metadata, `group.rs` what
-//! it says; all are pure. `read.rs` collects the groups of a volume. Reads and writes go to where the
-//! extents lie (`../striped.rs`).
+//! `header.rs` has labels and metadata areas, `text.rs` the language of the metadata, `group.rs` and
+//! `logical.rs` what it says; all are pure. `read.rs` collects the groups of a volume. Reads and
+//! writes go to where the extents lie (`../striped.rs`).
 
 pub(crate) mod group;
 pub(crate) mod header;
+mod logical;
 pub(crate) mod read;
 pub(crate) mod text;
 
-use group::{Group, Logical};
+use group::Group;
 use header::dashed;
+use logical::{Column, Logical};
 use read::Groups;
 
 use super::striped::{Map, Striped, Writes, Zone};
@@ -200,13 +202,7 @@ impl Groups {
     }
 
     /// Where a column of `len` bytes begins below.
-    fn column(
-        &self,
-        group: &Group,
-        volume: &Logical,
-        column: &group::Column,
-        len: u64,
-    ) -> Result<u64> {
+    fn column(&self, group: &Group, volume: &Logical, column: &Column, len: u64) -> Result<u64> {
         // The index comes from the list itself.
         let Some(member) = group.members.get(column.member) else {
             return Err(Error::new(Kind::Corrupt, "a physical volume is missing"));

@@ -8,6 +8,7 @@
 mod alloc;
 mod chain;
 mod changes;
+mod claims;
 mod compressed;
 mod crypto;
 mod cut;
@@ -21,6 +22,7 @@ mod map;
 mod plan;
 mod refcount;
 mod sectors;
+mod side;
 mod snapshot;
 mod sync;
 mod tables;
@@ -30,8 +32,8 @@ mod zero;
 use device::{Parts, Qcow2};
 use file::HostFile;
 use header::{Compression, Encryption, Header, incompatible};
+use side::WriteSide;
 use tables::{Root, Tables};
-use write::WriteSide;
 
 use super::scan::narrow;
 use super::{Args, Confidence, INDEX_PART, LayerType, Param, Sample, Verdict};

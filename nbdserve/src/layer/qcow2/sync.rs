@@ -18,8 +18,8 @@ use std::sync::PoisonError;
 use super::alloc::{Freed, TablePlace};
 use super::changes::Changes;
 use super::grid::to_u64;
+use super::side::WriteSide;
 use super::tables::Tables;
-use super::write::WriteSide;
 use crate::{ByteRange, Result};
 
 /// Where the place of the refcount table is in the header.

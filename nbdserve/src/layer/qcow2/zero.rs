@@ -3,8 +3,9 @@
 use super::entry::{COPIED, Host, ZERO};
 use super::grid::{to_u64, to_usize};
 use super::plan::{Old, bitmap};
+use super::side::WriteSide;
 use super::tables::Tables;
-use super::write::{Content, WriteSide};
+use super::write::Content;
 use crate::{ByteRange, Done, Result, VolumeWriter, ZeroOpts};
 
 /// Zeroes that are written are written in such pieces.

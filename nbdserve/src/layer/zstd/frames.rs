@@ -29,6 +29,13 @@ pub(super) struct Unit {
     pub(super) memory: u64,
 }
 
+impl Unit {
+    /// Encoded bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.end.saturating_sub(self.at)
+    }
+}
+
 /// The decoded bytes of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
@@ -39,13 +46,20 @@ pub(super) enum Content {
     Stored(u64),
 }
 
-/// Decodes a frame whose end is not known.
+/// Finds out what only decoding tells, while the frames are looked for.
 pub(super) trait Measure {
-    /// Decodes the frame at `at` and keeps what it is: its decoded bytes, and where it ends.
+    /// Decodes the frame at `at`, whose end is not known, and keeps what it is: its decoded bytes,
+    /// and where it ends.
     ///
     /// # Errors
     /// As decoding.
     fn measure(&mut self, at: u64, header: &FrameHeader) -> Result<(u64, u64)>;
+
+    /// The unit with this number will not change any more.
+    ///
+    /// # Errors
+    /// When it is no use to go on.
+    fn settled(&mut self, index: usize, unit: &Unit) -> Result<()>;
 }
 
 /// What was found.
@@ -77,6 +91,7 @@ pub(super) fn find(
     let mut finder = Finder {
         scan,
         how,
+        measure,
         cx,
         found: Found::default(),
         told: 0,
@@ -96,16 +111,18 @@ pub(super) fn find(
                 at = finder.scan.end(at, size)?;
             }
             Start::Frame(header) => {
-                at = finder.frame(at, &header, hint.take(), measure)?;
+                at = finder.frame(at, &header, hint.take())?;
             }
         }
     }
+    finder.settle()?;
     Ok(finder.found)
 }
 
 struct Finder<'a, 'b> {
     scan: &'a mut Scan<'b>,
     how: How,
+    measure: &'a mut dyn Measure,
     cx: &'a Cx,
     found: Found,
     told: u64,
@@ -122,16 +139,10 @@ struct Blocks {
 
 impl Finder<'_, '_> {
     /// Adds the frame at `at`; where it ends.
-    fn frame(
-        &mut self,
-        at: u64,
-        header: &FrameHeader,
-        hint: Option<u64>,
-        measure: &mut dyn Measure,
-    ) -> Result<u64> {
+    fn frame(&mut self, at: u64, header: &FrameHeader, hint: Option<u64>) -> Result<u64> {
         let memory = header.memory();
         let size = self.scan.size();
-        if let Some(end) = self.hinted(at, hint)? {
+        if let Some(end) = self.hinted(at, header, hint)? {
             let most = header::content_most(end.saturating_sub(at));
             let content = self.content(at, header, most, false)?;
             self.push(Unit {
@@ -145,7 +156,7 @@ impl Finder<'_, '_> {
         let mut blocks = self.blocks(at, header, !self.how.walk)?;
         if blocks.end.is_none() {
             let Some(content) = header.content else {
-                let (len, end) = measure.measure(at, header)?;
+                let (len, end) = self.measure.measure(at, header)?;
                 let content = Content::Stored(len);
                 self.push(Unit {
                     at,
@@ -205,7 +216,7 @@ impl Finder<'_, '_> {
     }
 
     /// The end that a hint gives, if a frame or the end of the file is there.
-    fn hinted(&mut self, at: u64, hint: Option<u64>) -> Result<Option<u64>> {
+    fn hinted(&mut self, at: u64, header: &FrameHeader, hint: Option<u64>) -> Result<Option<u64>> {
         let Some(end) = hint.and_then(|len| at.checked_add(len)) else {
             return Ok(None);
         };
@@ -216,6 +227,10 @@ impl Finder<'_, '_> {
         if end > size {
             // Truncated, or no hint: the blocks will tell.
             return Ok(None);
+        }
+        if header.content.is_none() {
+            // It will be decoded at once.
+            self.scan.passes(at, end);
         }
         let next = self.scan.get(end, HEADER_MOST)?;
         Ok(header::start(next, end).is_ok().then_some(end))
@@ -288,7 +303,19 @@ impl Finder<'_, '_> {
                 Error::new(Kind::Limit, what).hint("give more memory with --cache-size=SIZE")
             );
         }
+        self.settle()?;
         self.found.units.push(unit);
         Ok(())
+    }
+
+    /// Nothing is added to the last unit any more.
+    fn settle(&mut self) -> Result<()> {
+        let Some(index) = self.found.units.len().checked_sub(1) else {
+            return Ok(());
+        };
+        match self.found.units.get(index) {
+            Some(unit) => self.measure.settled(index, unit),
+            None => Ok(()),
+        }
     }
 }

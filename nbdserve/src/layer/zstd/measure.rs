@@ -2,18 +2,20 @@
 //! ones only to count, several at once; large ones into a temp file, from which they are served.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::frames::{Content, Measure, Unit};
+use super::frames::{self, Content, Found, How, Measure, Unit};
 use super::header::FrameHeader;
 use super::stream::{Decoder, Frames, INPUT};
 use crate::cache::{Blocks, OpeningMemory, Shelf, Sink, Stored};
 use crate::layer::input::Input;
 use crate::layer::recent::Recent;
-use crate::layer::scan::wide;
-use crate::{ByteRange, Cx, Error, Result, Volume};
+use crate::layer::scan::{Scan, wide};
+use crate::{ByteRange, Cx, Error, Kind, Result, Volume};
 
 /// Bytes that are counted at once.
 const COUNTED: usize = 256 << 10;
@@ -77,102 +79,160 @@ impl<'a> Store<'a> {
     }
 }
 
-impl Measure for Store<'_> {
-    fn measure(&mut self, at: u64, header: &FrameHeader) -> Result<(u64, u64)> {
-        let range = ByteRange::between(at, self.below.size());
-        self.store(range, header.memory(), true)
-    }
-}
-
-/// Finds the content of all units that do not say it.
+/// Finds the frames of `below`, and the content of those that do not say it.
+///
+/// Where each request takes a while the frames are counted as they are found, so that what is fetched
+/// is fetched once and in order. Elsewhere they are all found first: a file that was cut is known to
+/// be after a moment.
 ///
 /// # Errors
-/// As decoding.
-pub(super) fn measure(units: &mut [Unit], store: &mut Store<'_>) -> Result<()> {
+/// As [`frames::find`] and decoding.
+pub(super) fn find(store: &mut Store<'_>, how: How) -> Result<Found> {
     let (below, cx) = (store.below, store.cx);
-    let unknown: Vec<usize> = units
-        .iter()
-        .enumerate()
-        .filter(|(_, unit)| matches!(unit.content, Content::Most(_)))
-        .map(|(index, _)| index)
-        .collect();
-    let alone = unknown.len() == 1;
-    let mut count = Vec::new();
-    for index in unknown {
-        let Some(unit) = units.get_mut(index) else {
-            continue;
+    let early = below.gathers();
+    let work = Work::new(below, cx);
+    let mut found = std::thread::scope(|scope| {
+        let mut measuring = Measuring {
+            store,
+            work: &work,
+            scope,
+            early,
+            queue: None,
+            held: Vec::new(),
+            long: Vec::new(),
         };
-        let len = unit.end.saturating_sub(unit.at);
-        let is_long = matches!(unit.content, Content::Most(most) if Blocks::is_huge(most, cx));
-        // What would be decoded again into a temp file goes there at once. Of many that cannot be
-        // told before; then two cores count faster than one stores.
-        if is_long && (alone || Blocks::is_huge(len, cx)) {
-            let range = ByteRange::between(unit.at, unit.end);
-            let (len, _) = store.store(range, unit.memory, false)?;
-            unit.content = Content::Stored(len);
-        } else {
-            count.push((index, *unit));
+        let mut found = frames::find(&mut Scan::new(below), how, &mut measuring, cx)?;
+        measuring.rest(&mut found.units)?;
+        Ok(found)
+    });
+    if let Some(error) = work.failed() {
+        // It lies before the place where something else went wrong.
+        return Err(error);
+    }
+    if let Ok(found) = &mut found {
+        for (index, len) in work.found() {
+            if let Some(unit) = found.units.get_mut(index) {
+                unit.content = Content::Known(len);
+            }
         }
     }
-    for (index, len) in count_all(below, &count, cx)? {
-        if let Some(unit) = units.get_mut(index) {
-            unit.content = Content::Known(len);
-        }
-    }
-    Ok(())
+    found
 }
 
-/// Counts on as many threads as the pool has.
-fn count_all(below: &Volume, units: &[(usize, Unit)], cx: &Cx) -> Result<Vec<(usize, u64)>> {
-    let work = Work {
-        below,
-        units,
-        cx,
-        next: AtomicUsize::new(0),
-        stop: AtomicBool::new(false),
-        done: AtomicU64::new(0),
-        total: units
-            .iter()
-            .map(|(_, unit)| unit.end.saturating_sub(unit.at))
-            .sum(),
-        told: Mutex::new(Instant::now()),
-        found: Mutex::default(),
-        failed: Mutex::default(),
-        alike: Mutex::default(),
-    };
-    let threads = cx.pool.threads().min(units.len());
-    if threads <= 1 {
-        work.run();
-    } else {
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| work.run());
-            }
-        });
+/// Sends units to the threads that count, or keeps them for later.
+struct Measuring<'scope, 'env, 'a, 'b> {
+    store: &'a mut Store<'b>,
+    work: &'env Work<'env>,
+    scope: &'scope Scope<'scope, 'env>,
+    /// Counts while the search goes on.
+    early: bool,
+    queue: Option<SyncSender<(usize, Unit)>>,
+    /// To be counted. The first one waits for a second: one alone may be better stored.
+    held: Vec<(usize, Unit)>,
+    /// To be decoded into a temp file.
+    long: Vec<(usize, Unit)>,
+}
+
+impl Measure for Measuring<'_, '_, '_, '_> {
+    fn measure(&mut self, at: u64, header: &FrameHeader) -> Result<(u64, u64)> {
+        let range = ByteRange::between(at, self.store.below.size());
+        self.store.store(range, header.memory(), true)
     }
-    let failed = work
-        .failed
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    match failed {
-        Some((_, error)) => Err(error),
-        None => Ok(work
-            .found
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)),
+
+    fn settled(&mut self, index: usize, unit: &Unit) -> Result<()> {
+        if !matches!(unit.content, Content::Most(_)) {
+            if self.early {
+                self.work.passed(unit.len());
+            }
+            return Ok(());
+        }
+        // What would be decoded again into a temp file goes there at once. Of many that cannot be
+        // told before; then two cores count faster than one stores.
+        if self.is_long(unit) && Blocks::is_huge(unit.len(), self.store.cx) {
+            self.long.push((index, *unit));
+            return Ok(());
+        }
+        self.held.push((index, *unit));
+        if self.early && self.held.len().saturating_add(self.long.len()) > 1 {
+            self.send()?;
+        }
+        Ok(())
+    }
+}
+
+impl Measuring<'_, '_, '_, '_> {
+    fn is_long(&self, unit: &Unit) -> bool {
+        matches!(unit.content, Content::Most(most) if Blocks::is_huge(most, self.store.cx))
+    }
+
+    /// What could not be done before all units were known.
+    fn rest(mut self, units: &mut [Unit]) -> Result<()> {
+        let first = self.queue.is_none() && self.long.is_empty();
+        if let ([one], true) = (&self.held[..], first) {
+            if self.is_long(&one.1) {
+                self.long.push(*one);
+            } else {
+                self.work.one(one);
+            }
+            self.held.clear();
+        }
+        self.send()?;
+        // The threads end when all is counted.
+        self.queue = None;
+        for (index, unit) in self.long {
+            let range = ByteRange::between(unit.at, unit.end);
+            let (len, _) = self.store.store(range, unit.memory, false)?;
+            if let Some(unit) = units.get_mut(index) {
+                unit.content = Content::Stored(len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what is held.
+    fn send(&mut self) -> Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        if !self.early {
+            let bytes = self.held.iter().map(|(_, unit)| unit.len()).sum();
+            self.work.total.store(bytes, Ordering::Relaxed);
+        }
+        let queue = match &self.queue {
+            Some(queue) => queue,
+            None => self.queue.insert(self.start()),
+        };
+        for unit in self.held.drain(..) {
+            // Nobody takes it: one of them has failed, which is what will be said.
+            queue
+                .send(unit)
+                .map_err(|_| Error::new(Kind::Io, "no more frames are measured"))?;
+        }
+        Ok(())
+    }
+
+    /// Starts as many threads as the pool has.
+    fn start(&self) -> SyncSender<(usize, Unit)> {
+        let threads = self.store.cx.pool.threads().max(1);
+        let (queue, units) = mpsc::sync_channel(threads);
+        let units = Arc::new(Mutex::new(units));
+        let work = self.work;
+        for _ in 0..threads {
+            let units = Arc::clone(&units);
+            self.scope.spawn(move || work.run(&units));
+        }
+        queue
     }
 }
 
 /// What the counting threads share.
 struct Work<'a> {
     below: &'a Volume,
-    units: &'a [(usize, Unit)],
     cx: &'a Cx,
-    next: AtomicUsize,
     stop: AtomicBool,
     /// Encoded bytes.
     done: AtomicU64,
-    total: u64,
+    total: AtomicU64,
     told: Mutex<Instant>,
     found: Mutex<Vec<(usize, u64)>>,
     /// The first unit that failed, in the order of the file.
@@ -181,27 +241,59 @@ struct Work<'a> {
     alike: Mutex<Recent<(Vec<u8>, u64)>>,
 }
 
-impl Work<'_> {
-    fn run(&self) {
+impl<'a> Work<'a> {
+    fn new(below: &'a Volume, cx: &'a Cx) -> Self {
+        Self {
+            below,
+            cx,
+            stop: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(below.size()),
+            told: Mutex::new(Instant::now()),
+            found: Mutex::default(),
+            failed: Mutex::default(),
+            alike: Mutex::default(),
+        }
+    }
+
+    /// Counts what comes, until no more does or something fails.
+    fn run(&self, units: &Mutex<Receiver<(usize, Unit)>>) {
         while !self.stop.load(Ordering::Relaxed) {
-            let next = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some((index, unit)) = self.units.get(next) else {
-                break;
-            };
-            match self.look(unit) {
-                Ok(len) => {
-                    let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-                    found.push((*index, len));
-                }
-                Err(error) => {
-                    self.stop.store(true, Ordering::Relaxed);
-                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    if failed.as_ref().is_none_or(|(first, _)| index < first) {
-                        *failed = Some((*index, error));
-                    }
+            let next = units.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(unit) = next else { break };
+            self.one(&unit);
+        }
+    }
+
+    fn one(&self, (index, unit): &(usize, Unit)) {
+        match self.look(unit) {
+            Ok(len) => {
+                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.push((*index, len));
+            }
+            Err(error) => {
+                self.stop.store(true, Ordering::Relaxed);
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                if failed.as_ref().is_none_or(|(first, _)| index < first) {
+                    *failed = Some((*index, error));
                 }
             }
         }
+    }
+
+    /// The numbers of units, and their content.
+    fn found(&self) -> Vec<(usize, u64)> {
+        std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn failed(&self) -> Option<Error> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.take().map(|(_, error)| error)
+    }
+
+    /// So many bytes needed no decoding.
+    fn passed(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// The content of a unit, decoded unless one of the same bytes was.
@@ -269,7 +361,7 @@ impl Work<'_> {
             self.cx.indexing(
                 "zstd: measuring frames that do not say their size",
                 done,
-                self.total,
+                self.total.load(Ordering::Relaxed),
             );
         }
     }

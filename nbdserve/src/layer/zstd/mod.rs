@@ -22,7 +22,7 @@ use header::{HEADER_MOST, Start};
 use measure::Store;
 
 use super::decoded::Decoded;
-use super::scan::{Scan, narrow};
+use super::scan::narrow;
 use super::spans::{Builder, Spans};
 use super::{Args, Confidence, INDEX_PART, LayerType, Param, Sample, Verdict};
 use crate::cache::{Blocks, Decode, Stored};
@@ -130,9 +130,7 @@ fn load(below: &Volume, cx: &Cx) -> Option<Spans> {
 /// Finds the frames, and the size of those that do not say it.
 fn find(below: &Volume, how: How, cx: &Cx) -> Result<Volume> {
     let mut store = Store::new(below, cx);
-    let mut found = frames::find(&mut Scan::new(below), how, &mut store, cx)?;
-    measure::measure(&mut found.units, &mut store)?;
-    let Found { units, assumed } = found;
+    let Found { units, assumed } = measure::find(&mut store, how)?;
     let mut builder = Builder::new(u64::max, cx);
     let mut stored: HashMap<u64, Stored> = HashMap::new();
     for unit in units {

@@ -2,7 +2,7 @@
 //! [`CACHE`] and a small multiple of the input.
 //!
 //! Each is one target of `nbdserve/fuzz` (cargo-fuzz) and, over real files and a bounded number of
-//! mutations, one test of `nbdserve/tests/fuzz.rs`. They check more than that nothing breaks: what
+//! mutations, one test of `nbdserve/tests/fuzz/`. They check more than that nothing breaks: what
 //! was opened is read, read again, and held against its own extents.
 
 pub mod cow;
