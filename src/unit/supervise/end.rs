@@ -92,9 +92,9 @@ impl Supervisor {
             let event = if in_use {
                 self.next()
             } else {
-                match self.events.recv_timeout(STOP_LIMIT) {
-                    Ok(event) => event,
-                    Err(_) => {
+                match self.events.wait_within(STOP_LIMIT) {
+                    Some(event) => event,
+                    None => {
                         tracing::error!("the server does not end, killing it");
                         self.kill_server();
                         continue;

@@ -17,14 +17,14 @@ mod watch;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use nbdserve::error::Report;
 use nbdserve::{Error, Kind, Result};
 
 use super::channel::Channel;
-use super::events;
+use super::events::{self, Inbox};
 use super::front::Front;
 use super::image::Image;
 use super::message::{FromServer, Request, ToServer};
@@ -130,7 +130,7 @@ struct Supervisor {
     record: Record,
     front: Arc<dyn Front>,
     sender: Sender<Event>,
-    events: Receiver<Event>,
+    events: Inbox<Event>,
     server: Option<Arc<Channel>>,
     server_alive: bool,
     /// Everything that the server has said was heard.
@@ -176,7 +176,7 @@ impl Supervisor {
             record,
             front,
             sender,
-            events,
+            events: Inbox::new(events),
             server: None,
             server_alive: false,
             server_silent: false,
@@ -203,22 +203,25 @@ impl Supervisor {
         }
     }
 
-    fn next(&self) -> Event {
+    fn next(&mut self) -> Event {
         // self.sender lives as long as self, so the queue cannot end.
-        self.events.recv().unwrap_or(Event::ServerSilent)
+        self.events.wait().unwrap_or(Event::ServerSilent)
     }
 
     /// The failure that a server which has ended reported last: its end may be known sooner than
-    /// its last words.
+    /// its last words. Somebody waits for what else comes meanwhile.
     fn last_words(&mut self) -> Option<Report> {
-        while !self.server_silent {
-            match self.events.recv_timeout(LAST_WORDS) {
-                Ok(Event::Server(FromServer::Failed(report))) => return Some(report),
-                Ok(Event::ServerSilent) | Err(_) => self.server_silent = true,
-                Ok(_) => {}
-            }
+        if self.server_silent {
+            return None;
         }
-        None
+        let said = self.events.find(LAST_WORDS, |event| match event {
+            Event::Server(FromServer::Failed(report)) => Ok(Some(report)),
+            Event::ServerSilent => Ok(None),
+            other => Err(other),
+        });
+        let report = said.flatten();
+        self.server_silent = report.is_none();
+        report
     }
 
     fn kill_server(&self) {
