@@ -294,6 +294,38 @@ fn session(pid: u32) -> String {
     after_name.split(' ').nth(3).unwrap().to_owned()
 }
 
+/// The helper is set-uid: it is not killed with who has started it.
+#[test]
+fn a_mount_that_comes_after_the_death_of_the_server_is_taken_away() {
+    let (sandbox, image) = with_small_disk(Who::User);
+    let point = sandbox.new_dir("mnt");
+    let (begun, done) = (sandbox.join("begun"), sandbox.join("done"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = -u ] && exec fusermount3 \"$@\"\n\
+         : > {}\nsleep 0.5\nfusermount3 \"$@\"\n: > {}\n",
+        begun.display(),
+        done.display()
+    );
+    let slow = sandbox.new_dir("slow").join("fusermount3");
+    // By another process: what a child of ours holds open for writing cannot be executed.
+    let install = sandbox
+        .tool("sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]);
+    install.arg(&slow).stdin(script.into_bytes()).ok();
+    let path = format!("{}:/usr/bin:/bin", slow.parent().unwrap().display());
+    let mount = sandbox
+        .loopmount()
+        .args(["--via", "fuse"])
+        .env("PATH", path);
+    let launcher = mount.arg(&image).arg(&point).spawn();
+    until("the helper is started", || begun.exists());
+    send_signal(pid_of(&sandbox, SERVER), Signal::KILL);
+    launcher.wait().expect(1);
+    until("the helper has done its work", || done.exists());
+    assert!(mount_at(&point).is_none());
+    sandbox.assert_clean();
+}
+
 #[test]
 fn a_plain_umount_takes_the_server_down() {
     for (who, via) in SERVED {

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbdserve::{Error, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 /// `linux/prctl.h`
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -21,9 +22,9 @@ pub fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
 
 /// Waits for `events` on `fd`; false when there are none within `limit`.
 pub(super) fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, limit: Duration) -> io::Result<bool> {
-    let deadline = std::time::Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, so that the last wait is not one of zero in a loop.
         let millis = u32::try_from(left.as_millis().saturating_add(1)).unwrap_or(u32::MAX);
         let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
@@ -37,6 +38,28 @@ pub(super) fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, limit: Duration) -
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(true),
             Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// From now on children of a child of ours that has ended become ours (`PR_SET_CHILD_SUBREAPER`).
+///
+/// # Errors
+/// What the system says.
+pub fn adopt_orphans() -> io::Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
+}
+
+/// Waits until this process has no children any more; false when it still has at the end of `limit`.
+/// How they ended is lost.
+pub fn wait_for_children(limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if Instant::now() >= deadline => return false,
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(2)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return true,
         }
     }
 }

@@ -7,6 +7,7 @@ use nbdfuse::mount::Mode;
 use nbdserve::{Error, Result};
 
 use super::{Ending, Event, Supervisor};
+use crate::sys::process::wait_for_children;
 use crate::target::kernel_nbd::{self, NbdDevice};
 use crate::unit::events;
 use crate::unit::message::{Show, ToServer, Via};
@@ -15,6 +16,9 @@ use crate::unit::undo::{self, Kernel, Server};
 
 /// The server has this long to end once it was told to and nothing uses it.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// What the server has started, and itself, have this long to end when it was killed. What they do
+/// until then is undone only afterwards.
+const HELPER_LIMIT: Duration = Duration::from_secs(2);
 /// A device that others still use is waited for this long before it is left to its last user.
 const LET_GO_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two looks at what is still in use.
@@ -39,6 +43,9 @@ impl Supervisor {
             Ending::Broken(how) => {
                 tracing::error!("{how}; the mount is detached");
                 self.kill_server();
+                if !wait_for_children(HELPER_LIMIT) {
+                    tracing::warn!("the server or a helper of it does not end");
+                }
                 Server::Dead
             }
         };

@@ -32,6 +32,7 @@ use super::record::{Lock, Record, StateDir, Undo, UnitDir};
 use super::target;
 use super::undo::Stayed;
 use crate::sys::block::BlockDevice;
+use crate::sys::process::adopt_orphans;
 use crate::target::kernel_nbd;
 
 /// The end of a dead server's channel is seen within this time, unless a child of its holds it.
@@ -163,6 +164,8 @@ impl Supervisor {
             dir.remove()?;
             return Err(error);
         }
+        // A server that is killed may leave a fusermount3 behind that is about to mount.
+        adopt_orphans().map_err(|error| Error::io("cannot look after children", error))?;
         let (sender, events) = mpsc::channel();
         events::watch_signals(&sender, || Event::Signal)?;
         if let Some(launcher) = launcher {
