@@ -18,6 +18,10 @@ use super::stats;
 
 /// Ends the name of a private unit's mount point, which begins with the unit's id.
 const PRIVATE_SUFFIX: &str = ".root";
+/// Ends the name of a folder that will be a unit's.
+const UNBORN_SUFFIX: &str = ".new";
+/// What was not finished is left alone for this long.
+const OLD: Duration = Duration::from_secs(60);
 /// What was written and did not reach the image, as a sentence; empty when all did.
 const LOST: &str = "lost";
 /// A record larger than this was not written by us.
@@ -154,19 +158,24 @@ impl StateDir {
         self.path.join(format!("{id}{PRIVATE_SUFFIX}"))
     }
 
-    /// Removes the mount points of private units of which nothing else is left: those whose launcher
-    /// was killed at the wrong moment.
+    /// Removes what those have left that were killed before their unit existed: mount points of
+    /// private units, and folders that were to become one.
     pub fn sweep(&self) {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let id = name
-                .to_str()
-                .and_then(|name| name.strip_suffix(PRIVATE_SUFFIX));
-            if let Some(id) = id.filter(|id| is_id(id))
-                && !self.unit(id).exists()
-            {
+            let Some(name) = name.to_str() else { continue };
+            // Somebody may be about to make the unit.
+            if !entry.metadata().is_ok_and(|meta| is_old(&meta)) {
+                continue;
+            }
+            let of = |suffix| name.strip_suffix(suffix).filter(|id| is_id(id));
+            if of(PRIVATE_SUFFIX).is_some_and(|id| !self.unit(id).exists()) {
                 // It is empty, or it is not one of them.
                 let _ = fs::remove_dir(entry.path());
+            }
+            let unborn = UnitDir { path: entry.path() };
+            if of(UNBORN_SUFFIX).is_some() && !unborn.is_locked() {
+                let _ = unborn.remove();
             }
         }
     }
@@ -206,6 +215,12 @@ pub fn is_id(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// Whether something was made so long ago that nobody is still at it.
+fn is_old(meta: &fs::Metadata) -> bool {
+    let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age >= OLD)
 }
 
 /// An id that no unit has.
@@ -253,26 +268,32 @@ impl UnitDir {
             .unwrap_or_default()
     }
 
-    /// Makes the folder and takes its lock.
+    /// Makes the folder, with its lock taken: whoever sees the folder sees that somebody looks after
+    /// it.
     ///
     /// # Errors
     /// When it cannot be made or is there already.
     pub fn create(&self) -> Result<Lock> {
+        let fail = |error| {
+            let what = format!("cannot make the folder {}", self.path.display());
+            Error::io(what, error)
+        };
+        let mut path = self.path.clone().into_os_string();
+        path.push(UNBORN_SUFFIX);
+        let unborn = Self { path: path.into() };
         DirBuilder::new()
             .mode(0o700)
-            .create(&self.path)
-            .map_err(|error| {
-                Error::io(
-                    format!("cannot make the folder {}", self.path.display()),
-                    error,
-                )
-            })?;
-        self.try_lock()?.ok_or_else(|| {
-            Error::new(
-                Kind::Denied,
-                format!("unit {} is locked by somebody else", self.id()),
-            )
-        })
+            .create(&unborn.path)
+            .map_err(fail)?;
+        let lock = unborn.try_lock()?.ok_or_else(|| {
+            let what = format!("unit {} is locked by somebody else", self.id());
+            Error::new(Kind::Denied, what)
+        })?;
+        fs::rename(&unborn.path, &self.path).map_err(|error| {
+            let _ = unborn.remove();
+            fail(error)
+        })?;
+        Ok(lock)
     }
 
     /// Makes the file in which the server says at its end what could not be written. It is there from
@@ -467,18 +488,56 @@ mod tests {
     }
 
     #[test]
-    fn a_private_mount_point_without_its_unit_is_swept_away() {
+    fn what_was_never_finished_is_swept_away_when_it_is_old() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir {
             path: dir.path().to_owned(),
         };
         let _lock = state.unit("0123abcd").create().unwrap();
-        for id in ["0123abcd", "deadbeef"] {
-            fs::create_dir(state.private_target(id)).unwrap();
+        let folders = [
+            state.private_target("0123abcd"),
+            state.private_target("deadbeef"),
+            dir.path().join("cafecafe.new"),
+        ];
+        for folder in &folders {
+            fs::create_dir(folder).unwrap();
+        }
+        fs::write(folders[2].join("lock"), "").unwrap();
+        state.sweep();
+        assert!(folders.iter().all(|folder| folder.exists()), "all are new");
+        let old = SystemTime::now() - 2 * OLD;
+        for folder in &folders {
+            File::open(folder).unwrap().set_modified(old).unwrap();
         }
         state.sweep();
-        assert!(state.private_target("0123abcd").exists());
-        assert!(!state.private_target("deadbeef").exists());
+        assert!(folders[0].exists(), "its unit is there");
+        assert!(!folders[1].exists() && !folders[2].exists());
+    }
+
+    #[test]
+    fn a_unit_is_never_seen_without_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir {
+            path: dir.path().to_owned(),
+        };
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    for unit in state.units() {
+                        // Gone meanwhile, or locked.
+                        assert!(unit.is_locked() || !unit.exists());
+                    }
+                }
+            });
+            for n in 0..500 {
+                let unit = state.unit(&format!("{n:08x}"));
+                let _lock = unit.create().unwrap();
+                fs::rename(&unit.path, dir.path().join("gone")).unwrap();
+                fs::remove_dir_all(dir.path().join("gone")).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]
