@@ -180,6 +180,7 @@ fn what_has_no_identity_is_told_by_its_bytes() {
     let file = dir.path().join("kept");
     let (below, mut bytes) = disk();
     let volume = (COW.open)(&below, &kept(&file), &cx()).unwrap();
+    volume.writer().unwrap().write_at(b"new", 0, true).unwrap();
     volume.close().unwrap();
     drop(volume);
     (COW.open)(&below, &kept(&file), &cx()).unwrap();
@@ -188,4 +189,27 @@ fn what_has_no_identity_is_told_by_its_bytes() {
     let below = nbdserve::source::Memory::volume(bytes);
     let error = (COW.open)(&below, &kept(&file), &cx()).unwrap_err();
     assert_eq!(error.kind(), Kind::Changed);
+}
+
+/// A mount that came to nothing leaves such a file.
+#[test]
+fn one_in_which_nothing_was_stored_goes_with_any_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, other) = (dir.path().join("image"), dir.path().join("other"));
+    let file = dir.path().join("kept");
+    fs::write(&image, noise(200_000, 1)).unwrap();
+    fs::write(&other, noise(300_000, 2)).unwrap();
+    open(&image, &file, &[]).unwrap().close().unwrap();
+    let volume = open(&other, &file, &[]).unwrap();
+    assert_eq!(volume.size(), 300_000);
+    volume
+        .writer()
+        .unwrap()
+        .write_at(b"kept", 5000, true)
+        .unwrap();
+    volume.close().unwrap();
+    drop(volume);
+    assert!(has_writes(&open(&other, &file, &[]).unwrap()));
+    let words = ["200000", "300000", "image"];
+    refused(open(&image, &file, &[]), Kind::Changed, &words);
 }

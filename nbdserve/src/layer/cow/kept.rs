@@ -50,7 +50,8 @@ impl Kept {
         Self::on(medium, name, below, base)
     }
 
-    /// The same on any medium; an empty one becomes a new file.
+    /// The same on any medium; an empty one becomes a new file, and so does one in which nothing was
+    /// ever stored when it belongs to something else.
     pub(super) fn on(
         medium: Box<dyn Medium>,
         name: String,
@@ -72,9 +73,17 @@ impl Kept {
             false => {
                 let parsed = Header::of_file(&start);
                 let header = parsed.map_err(|error| in_file(&name, &error))?;
-                base.check(below, &header)
-                    .map_err(|error| in_file(&name, &error))?;
-                header
+                match base.check(below, &header) {
+                    Ok(()) => header,
+                    // Left by a mount that came to nothing, for instance.
+                    Err(_) if header.state == FileState::Open && is_empty(&*medium) => {
+                        let mut new = new_header(below, base)?;
+                        new.sequence = header.sequence.saturating_add(1);
+                        write_header(&*medium, &name, &new)?;
+                        new
+                    }
+                    Err(error) => return Err(in_file(&name, &error)),
+                }
             }
         };
         let map = Map::new(header.blocks());
@@ -218,6 +227,11 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// Whether nothing was ever stored behind the headers, as far as can be seen.
+fn is_empty(medium: &dyn Medium) -> bool {
+    matches!(medium.next_data(header::MAP_AT), Ok(None))
 }
 
 fn new_header(below: &Volume, base: &Base) -> Result<Header> {
