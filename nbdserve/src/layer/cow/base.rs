@@ -142,8 +142,12 @@ impl Base {
         }
         let content = self.content();
         if !header.identity.is_empty() && content.is_empty() {
-            let what = format!("{self} cannot be told from another one: it was changed just now");
-            return Err(Error::new(Kind::Changed, what).hint("try again in a few seconds"));
+            let what = format!(
+                "{self} cannot be told from another one: it was changed just now, or its server no longer says which version it has"
+            );
+            return Err(Error::new(Kind::Changed, what).hint(
+                "try again in a few seconds; a server must send ETag or Last-Modified as it did then",
+            ));
         }
         if !header.identity.is_empty() && header.identity != content {
             let then = header.identity.replace('\n', ", ");
