@@ -509,7 +509,10 @@ fn the_units_of_others_are_not_listed() {
     let user = Sandbox::new(Who::User);
     let listed = user.loopmount().args(["--list", "--json"]).ok().out();
     assert!(!listed.contains(&id), "{listed}");
-    user.loopmount().arg("-u").arg(&point).fails(3);
+    let unmount = user.loopmount().arg("-u").arg(&point);
+    unmount
+        .fails(3)
+        .says(&["the loopmount of another user", "hint: they take it down"]);
     assert!(mount_at(&point).is_some());
     roots.unmount(&point);
 }

@@ -113,6 +113,13 @@ pub(super) fn nothing_there(what: &OsStr) -> Error {
             .find(|mount| Some(&mount.target) == path.as_ref())
     });
     match foreign {
+        Some(mount) if mount.fstype == "fuse.loopmount" => {
+            let what = format!("{shown} was mounted by the loopmount of another user");
+            Error::new(Kind::Denied, what).hint(format!(
+                "they take it down, or root does: umount {}",
+                shell(&shown.to_string())
+            ))
+        }
         Some(mount) => Error::new(
             Kind::Denied,
             format!(
