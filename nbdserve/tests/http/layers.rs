@@ -130,8 +130,11 @@ fn a_cow_file_for_a_remote_image_looks_at_few_places() {
         let cx = Cx::new(16 << 20);
         plan::resolve(http, "disk", &request, &|_, _| None, &cx)
     };
-    resolve(&server).unwrap().volume.close().unwrap();
+    let volume = resolve(&server).unwrap().volume;
     let requests = server.asked().len();
+    volume.writer().unwrap().write_at(b"new", 0, true).unwrap();
+    volume.close().unwrap();
+    drop(volume);
     assert!(requests <= 25, "{requests}");
     assert!(
         server
