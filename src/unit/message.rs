@@ -283,15 +283,6 @@ impl Opened {
             replay: false,
         }
     }
-
-    /// `error`, for which the file system could not be mounted, with what is known to be wrong with it.
-    #[must_use]
-    pub fn explain(&self, error: Error) -> Error {
-        match self.plan.content.file_system() {
-            Some(info) => info.explain(error),
-            None => error,
-        }
-    }
 }
 
 /// From the supervisor to the launcher.

@@ -146,7 +146,7 @@ fn attach(
     };
     kernel_mount::mount_fs(&device.path, &request.target, &options).map_err(
         |error| match &record.opened {
-            Some(opened) => opened.explain(error),
+            Some(opened) => opened.plan.content.explain(error),
             None => error,
         },
     )?;

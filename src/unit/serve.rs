@@ -242,11 +242,8 @@ impl Server {
             Means::Tree(path) => {
                 let info = resolved.content.file_system();
                 let kind = info.map_or("nothing", |info| &info.name);
-                let tree =
-                    nbdfuse::tree::open(kind, volume.clone()).map_err(|error| match info {
-                        Some(info) => info.explain(error),
-                        None => error,
-                    })?;
+                let tree = nbdfuse::tree::open(kind, volume.clone())
+                    .map_err(|error| resolved.content.explain(error))?;
                 let fd = mount(&path, request, true)?;
                 let options = TreeOptions {
                     name: source_of(&self.id),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::FsInfo;
 use crate::error::{escape, quote};
 use crate::layer::cow::{self, COW};
+use crate::layer::cut::cut_off;
 use crate::layer::{Args, LAYERS, LayerType};
 use crate::{Error, Kind, Result};
 
@@ -90,6 +91,20 @@ impl Content {
         match self {
             Self::FileSystem(info) => Some(info),
             Self::Other(_) | Self::Disk | Self::Bytes | Self::Locked(_) => None,
+        }
+    }
+
+    /// `error`, for which it could not be mounted, with what is known to be wrong with it.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        let Some(info) = self.file_system() else {
+            return error;
+        };
+        match &info.problem {
+            Some(problem) if matches!(error.kind(), Kind::Corrupt | Kind::Io) => {
+                cut_off(format!("the {} file system {problem}", info.name)).caused_by(error)
+            }
+            _ => error,
         }
     }
 }

@@ -284,7 +284,7 @@ fn mount_device(device: &Path, request: &Request, opened: &Opened) -> Result<()>
     };
     kernel_mount::mount_fs(device, &request.target, &options)
         .map(drop)
-        .map_err(|error| opened.explain(error))
+        .map_err(|error| opened.plan.content.explain(error))
 }
 
 /// The kernel's and the server's ends of so many connections.

@@ -11,9 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes;
-use crate::layer::cut::cut_off;
 use crate::layer::{Confidence, Sample};
-use crate::{Error, Kind};
 
 /// An ISO or UDF, which wins over the tables of a hybrid image.
 const DISC: Confidence = Confidence(120);
@@ -56,19 +54,6 @@ pub struct FsInfo {
     pub evidence: String,
     /// What is wrong with it, as far as that can be seen: it is larger than what it lies in.
     pub problem: Option<String>,
-}
-
-impl FsInfo {
-    /// `error`, for which it could not be mounted, with what is known to be wrong with it.
-    #[must_use]
-    pub fn explain(&self, error: Error) -> Error {
-        match &self.problem {
-            Some(problem) if matches!(error.kind(), Kind::Corrupt | Kind::Io) => {
-                cut_off(format!("the {} file system {problem}", self.name)).caused_by(error)
-            }
-            _ => error,
-        }
-    }
 }
 
 impl fmt::Display for FsInfo {
