@@ -4,7 +4,7 @@ use super::header::{self, BLOCK_HEADER, FrameHeader, HEADER_MOST, SKIPPABLE_HEAD
 use crate::bytes::le32;
 use crate::layer::INDEX_PART;
 use crate::layer::scan::Scan;
-use crate::{Cx, Error, Kind, Result};
+use crate::{ByteRange, Cx, Error, Kind, Result};
 
 /// So far the blocks of a frame are looked at before anything is assumed of it.
 const LOOK: u64 = 4 << 20;
@@ -30,9 +30,14 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    /// Where it lies in the file.
+    pub(super) fn range(&self) -> ByteRange {
+        ByteRange::between(self.at, self.end)
+    }
+
     /// Encoded bytes.
     pub(super) fn len(&self) -> u64 {
-        self.end.saturating_sub(self.at)
+        self.range().len()
     }
 }
 

@@ -180,8 +180,7 @@ impl Measuring<'_, '_, '_, '_> {
         // The threads end when all is counted.
         self.queue = None;
         for (index, unit) in self.long {
-            let range = ByteRange::between(unit.at, unit.end);
-            let (len, _) = self.store.store(range, unit.memory, false)?;
+            let (len, _) = self.store.store(unit.range(), unit.memory, false)?;
             if let Some(unit) = units.get_mut(index) {
                 unit.content = Content::Stored(len);
             }
@@ -298,7 +297,7 @@ impl<'a> Work<'a> {
 
     /// The content of a unit, decoded unless one of the same bytes was.
     fn look(&self, unit: &Unit) -> Result<u64> {
-        let range = ByteRange::between(unit.at, unit.end);
+        let range = unit.range();
         if range.len() > ALIKE_LONGEST {
             return self.count(unit);
         }
@@ -329,7 +328,7 @@ impl<'a> Work<'a> {
             .saturating_add(INPUT)
             .saturating_add(wide(COUNTED));
         let _memory = OpeningMemory::take(&name(), memory, self.cx)?;
-        let mut input = Input::new(self.below, ByteRange::between(unit.at, unit.end));
+        let mut input = Input::new(self.below, unit.range());
         let mut count = Count {
             buf: vec![0; COUNTED],
             cx: self.cx,
