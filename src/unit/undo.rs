@@ -264,7 +264,8 @@ pub fn undo_all(id: &str, mode: Mode, server: Server) -> Result<(), Stayed> {
 /// Devices go when their last holder does; they are waited for `limit`.
 ///
 /// # Errors
-/// `Busy` when a mount is in use and `mode` is [`Mode::Normal`]; the unit then stays as it is.
+/// `Busy` when a mount is in use and `mode` is [`Mode::Normal`], `Covered` when another one is above
+/// it; the unit then stays as it is.
 pub fn undo_within(id: &str, mode: Mode, server: Server, limit: Duration) -> Result<(), Stayed> {
     let deadline = Instant::now() + limit;
     loop {
