@@ -259,22 +259,3 @@ fn root_on_a_plain_file_leaves_no_process() {
         fs::remove_dir(point).unwrap();
     }
 }
-
-#[test]
-fn a_file_system_that_was_cut_off_is_refused_with_both_sizes() {
-    for who in EVERYBODY {
-        for via in means(who) {
-            let sandbox = Sandbox::new(who);
-            let image = sandbox.image(&common::images().ext4());
-            let size = fs::metadata(&image).unwrap().len();
-            let file = fs::File::options().write(true).open(&image).unwrap();
-            file.set_len(size / 2).unwrap();
-            let point = sandbox.new_dir("mnt");
-            let cmd = sandbox.loopmount().args(["--via", via]);
-            cmd.arg(&image).arg(&point).fails(1).says(&[
-                &format!("states a size of {size} bytes, and {} are there", size / 2),
-                "cut off",
-            ]);
-        }
-    }
-}

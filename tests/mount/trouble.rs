@@ -9,19 +9,20 @@ use crate::common::damage::xz;
 use crate::common::sandbox::{EVERYBODY, means};
 use crate::common::{Sandbox, must, umount, until};
 
+/// The number of a block in the middle of the root partition that is full of data.
+fn full_block(packed: &[u8]) -> usize {
+    let records = xz::records(packed);
+    let blocks = records.iter().enumerate().skip(10);
+    let fullest = blocks.max_by_key(|(_, (unpadded, _))| *unpadded);
+    fullest.unwrap().0
+}
+
 #[test]
 fn a_damaged_block_fails_alone_and_is_logged() {
     let set = common::images();
     let whole = fs::read(set.disk()).unwrap();
     let packed = fs::read(set.disk_xz()).unwrap();
-    // A block of the middle of the root partition that is full of data.
-    let number = xz::records(&packed)
-        .iter()
-        .enumerate()
-        .skip(10)
-        .max_by_key(|(_, (unpadded, _))| *unpadded)
-        .unwrap()
-        .0;
+    let number = full_block(&packed);
     let (start, length) = xz::block(&packed, number);
     let first = u64::try_from(number).unwrap() << 20;
     for who in EVERYBODY {
@@ -84,13 +85,7 @@ fn a_damaged_block_fails_alone_and_is_logged() {
 fn a_damaged_block_gives_eio_through_a_mount_too() {
     let set = common::images();
     let packed = fs::read(set.disk_xz()).unwrap();
-    let number = xz::records(&packed)
-        .iter()
-        .enumerate()
-        .skip(10)
-        .max_by_key(|(_, (unpadded, _))| *unpadded)
-        .unwrap()
-        .0;
+    let number = full_block(&packed);
     let (start, length) = xz::block(&packed, number);
     let mut damaged = packed;
     damaged[start + length / 2] ^= 0x40;
@@ -187,5 +182,24 @@ fn an_image_that_changes_under_a_reader_fails_from_then_on() {
             assert_ne!(outcome.code(), 0, "a read at {offset} after the change");
         }
         sandbox.unmount(&raw);
+    }
+}
+
+#[test]
+fn a_file_system_that_was_cut_off_is_refused_with_both_sizes() {
+    for who in EVERYBODY {
+        for via in means(who) {
+            let sandbox = Sandbox::new(who);
+            let image = sandbox.image(&common::images().ext4());
+            let size = fs::metadata(&image).unwrap().len();
+            let file = fs::File::options().write(true).open(&image).unwrap();
+            file.set_len(size / 2).unwrap();
+            let point = sandbox.new_dir("mnt");
+            let cmd = sandbox.loopmount().args(["--via", via]);
+            cmd.arg(&image).arg(&point).fails(1).says(&[
+                &format!("states a size of {size} bytes, and {} are there", size / 2),
+                "cut off",
+            ]);
+        }
     }
 }
