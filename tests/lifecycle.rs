@@ -6,8 +6,7 @@ mod common;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -436,85 +435,6 @@ fn a_unit_is_found_by_mount_point_image_device_and_id() {
     let device = mount_at(&point).unwrap().source;
     sandbox.unmount(Path::new(&device));
     sandbox.assert_clean();
-}
-
-#[test]
-fn list_shows_what_is_mounted() {
-    for (who, via) in SERVED {
-        let (sandbox, image) = with_small_disk(who);
-        let point = sandbox.mount(&["--via", via], &image, "mnt");
-        let id = sandbox.unit_id();
-        let text = sandbox.loopmount().arg("--list").ok().out();
-        let of_ours = |line: &&str| line.contains(image.to_str().unwrap());
-        let line = text.lines().find(of_ours).expect("it is listed").to_owned();
-        assert!(
-            line.contains(&id) && line.contains(point.to_str().unwrap()),
-            "{line}"
-        );
-        let json = sandbox.loopmount().args(["--list", "--json"]).ok().out();
-        common::json::has(
-            &common::json::parse(&json),
-            &[&id, image.to_str().unwrap(), point.to_str().unwrap(), via],
-        );
-        sandbox.unmount(&point);
-        let text = sandbox.loopmount().arg("--list").ok().out();
-        assert!(!text.contains(&id), "{text}");
-    }
-}
-
-#[test]
-fn state_folders_are_private() {
-    for (who, via) in SERVED {
-        let (sandbox, image) = with_small_disk(who);
-        let point = sandbox.mount(&["--via", via], &image, "mnt");
-        let unit = sandbox.state_dir().join(sandbox.unit_id());
-        for dir in [&sandbox.state_dir(), &unit] {
-            let mode = fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
-            assert_eq!(mode, 0o700, "{}", dir.display());
-        }
-        sandbox.unmount(&point);
-    }
-}
-
-#[test]
-fn without_a_runtime_folder_the_state_is_in_tmp_and_must_be_our_own() {
-    let (sandbox, image) = with_small_disk(Who::User);
-    let uid = fs::metadata(&image).unwrap().uid();
-    let state = PathBuf::from(format!("/tmp/loopmount-{uid}"));
-    let _ = fs::remove_dir(&state);
-    let point = sandbox.new_dir("mnt");
-    let loopmount = || sandbox.loopmount().env_remove("XDG_RUNTIME_DIR");
-
-    loopmount().arg(&image).arg(&point).ok();
-    let meta = fs::metadata(&state).unwrap();
-    assert_eq!((meta.uid(), meta.mode() & 0o7777), (uid, 0o700));
-    assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
-    loopmount().arg("-u").arg(&point).ok();
-    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
-    fs::remove_dir(&state).unwrap();
-
-    // Somebody else was there first.
-    fs::create_dir(&state).unwrap();
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
-    let refused = loopmount().arg(&image).arg(&point).run();
-    fs::remove_dir_all(&state).unwrap();
-    refused.expect(1).says(&[state.to_str().unwrap()]);
-}
-
-#[test]
-fn the_units_of_others_are_not_listed() {
-    let (roots, image) = with_small_disk(Who::Root);
-    let point = roots.mount(&["--via", "fuse"], &image, "mnt");
-    let id = roots.unit_id();
-    let user = Sandbox::new(Who::User);
-    let listed = user.loopmount().args(["--list", "--json"]).ok().out();
-    assert!(!listed.contains(&id), "{listed}");
-    let unmount = user.loopmount().arg("-u").arg(&point);
-    unmount
-        .fails(3)
-        .says(&["the loopmount of another user", "hint: they take it down"]);
-    assert!(mount_at(&point).is_some());
-    roots.unmount(&point);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::process::wait_for;
 const PATH: &str = "/proc/self/mountinfo";
 
 /// One mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mount {
     /// Number of this mount; used again after it is gone.
     pub id: u64,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nbdserve::error::escape;
 
-use super::record::is_id;
+use super::processes;
 use super::respawn::Role;
 use crate::sys::block::BlockDevice;
 use crate::sys::mountinfo::Mount;
@@ -58,13 +58,8 @@ pub fn holders(mount: &Mount, all: &[Mount]) -> Vec<Holder> {
         .collect();
     found.extend(loops(mount));
     let own = std::process::id();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut pids: Vec<u32> = processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != own)
-        .collect();
-    pids.sort_unstable();
-    found.extend(pids.into_iter().filter_map(|pid| process(pid, mount)));
+    let pids = processes::all().into_iter().filter(|pid| *pid != own);
+    found.extend(pids.filter_map(|pid| process(pid, mount)));
     found
 }
 
@@ -88,23 +83,15 @@ fn process(pid: u32, mount: &Mount) -> Option<Holder> {
     let how = by_folder(&proc, mount)
         .or_else(|| by_file(&proc, mount))
         .or_else(|| by_map(&proc, mount))?;
-    let name = unit_of(&proc).map_or_else(
-        || fs::read_to_string(proc.join("comm")).unwrap_or_default(),
-        |id| format!("the mount {id} of loopmount"),
-    );
+    let name = match processes::role_of(pid) {
+        Some((Role::Serve, id)) => format!("the mount {id} of loopmount"),
+        _ => fs::read_to_string(proc.join("comm")).unwrap_or_default(),
+    };
     Some(Holder::Process {
         pid,
         name: name.trim_end().to_owned(),
         how,
     })
-}
-
-/// The unit whose server this is.
-fn unit_of(proc: &Path) -> Option<String> {
-    let line = fs::read_to_string(proc.join("cmdline")).ok()?;
-    let mut words = line.split('\0');
-    let (name, role, id) = (words.next()?, words.next()?, words.next()?);
-    (name == "loopmount" && role == Role::Serve.word() && is_id(id)).then(|| id.to_owned())
 }
 
 fn by_folder(proc: &Path, mount: &Mount) -> Option<String> {

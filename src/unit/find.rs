@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use nbdserve::Result;
 use nbdserve::source::http::Http;
 
-use super::record::{Record, StateDir, UnitDir, is_id};
+use super::processes;
+use super::record::{Record, UnitDir, is_id};
+use super::state::StateDir;
 use super::undo::{Kernel, Traces};
 
 /// More symbolic links in a row than this are not followed, as the kernel has it.
@@ -27,9 +29,38 @@ pub struct Unit {
     pub traces: Traces,
     /// Whether somebody looks after it.
     pub alive: bool,
+    /// The process that answers the kernel for it.
+    pub server: Option<u32>,
 }
 
 impl Unit {
+    fn look(id: String, dir: UnitDir, kernel: &Kernel) -> Result<Self> {
+        let (alive, server);
+        let record = dir.read().unwrap_or(None);
+        if dir.exists() {
+            alive = dir.is_locked();
+            server = record.as_ref().and_then(|record| record.server);
+        } else {
+            // Its state is where we do not look: it was started with another XDG_RUNTIME_DIR.
+            let found = processes::of_unit(&id);
+            alive = found.supervisor.is_some();
+            server = found.server;
+        }
+        let mut traces = kernel.of(&id);
+        if !alive && !traces.is_empty() {
+            // It may have ended, and in good order, since the kernel was looked at.
+            traces = Kernel::look()?.of(&id);
+        }
+        Ok(Self {
+            id,
+            dir,
+            record,
+            traces,
+            alive,
+            server,
+        })
+    }
+
     /// Whether anything of it is there at all.
     #[must_use]
     pub fn is_there(&self) -> bool {
@@ -92,18 +123,11 @@ pub fn all() -> Result<Vec<Unit>> {
         .map(|dir| (dir.id().to_owned(), dir))
         .collect();
     for id in kernel.ids() {
-        dirs.entry(id.clone()).or_insert_with(|| state.unit(&id));
+        dirs.entry(id.clone()).or_insert_with(|| state.find(&id));
     }
     let mut units = Vec::new();
     for (id, dir) in dirs {
-        let traces = kernel.of(&id);
-        let unit = Unit {
-            alive: dir.is_locked(),
-            record: dir.read().unwrap_or(None),
-            traces,
-            id,
-            dir,
-        };
+        let unit = Unit::look(id, dir, &kernel)?;
         if unit.is_there() {
             units.push(unit);
         } else {
@@ -168,5 +192,27 @@ pub fn absolute_without_touching(path: &Path) -> Option<PathBuf> {
             Some(parent.join(name))
         }
         _ => Some(absolute),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::mountinfo::Mount;
+
+    #[test]
+    fn a_unit_that_ended_after_the_look_at_the_kernel_is_gone_and_not_dead() {
+        let id = "0123abcd";
+        let state = tempfile::tempdir().unwrap();
+        let mount = Mount {
+            source: super::super::undo::source_of(id).into(),
+            super_options: format!("rw,user_id={}", rustix::process::geteuid().as_raw()).into(),
+            ..Mount::default()
+        };
+        let before = Kernel::with_mounts(vec![mount]);
+        assert!(!before.of(id).is_empty());
+        let dir = UnitDir::new(state.path().join(id));
+        let unit = Unit::look(id.to_owned(), dir, &before).unwrap();
+        assert!(!unit.is_there(), "{unit:?}");
     }
 }

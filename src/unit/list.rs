@@ -58,7 +58,7 @@ impl Row {
                 .and_then(|opened| opened.filesystem.clone()),
             writable: request.map(Request::takes_writes),
             state: state(unit),
-            server: record.and_then(|record| record.server),
+            server: unit.server,
             started: record.map(|record| record.started),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,12 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::message::{Opened, Request, Via};
 use super::stats;
 
-/// Ends the name of a private unit's mount point, which begins with the unit's id.
-const PRIVATE_SUFFIX: &str = ".root";
 /// Ends the name of a folder that will be a unit's.
-const UNBORN_SUFFIX: &str = ".new";
-/// What was not finished is left alone for this long.
-const OLD: Duration = Duration::from_secs(60);
+pub(super) const UNBORN_SUFFIX: &str = ".new";
 /// What was written and did not reach the image, as a sentence; empty when all did.
 const LOST: &str = "lost";
 /// A record larger than this was not written by us.
@@ -102,112 +98,6 @@ impl Record {
     }
 }
 
-/// The folder that holds the state of all units of this user.
-#[derive(Clone, Debug)]
-pub struct StateDir {
-    path: PathBuf,
-}
-
-impl StateDir {
-    /// `/run/loopmount` for root, `$XDG_RUNTIME_DIR/loopmount` or `/tmp/loopmount-UID` for others.
-    #[must_use]
-    pub fn of_user() -> Self {
-        let uid = rustix::process::geteuid();
-        let path = if uid.is_root() {
-            PathBuf::from("/run/loopmount")
-        } else if let Some(dir) = runtime_dir() {
-            dir.join("loopmount")
-        } else {
-            PathBuf::from(format!("/tmp/loopmount-{}", uid.as_raw()))
-        };
-        Self { path }
-    }
-
-    /// Makes the folder if it is not there, private to the user.
-    ///
-    /// # Errors
-    /// When it cannot be made, or when somebody else owns it.
-    pub fn create(&self) -> Result<()> {
-        let shown = self.path.display();
-        match DirBuilder::new().mode(0o700).create(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(
-                    Error::io(format!("cannot make the state folder {shown}"), error)
-                        .hint("set XDG_RUNTIME_DIR to a folder of your own"),
-                );
-            }
-            _ => {}
-        }
-        let meta = fs::symlink_metadata(&self.path).map_err(|error| {
-            Error::io(format!("cannot look at the state folder {shown}"), error)
-        })?;
-        let owned = meta.uid() == rustix::process::geteuid().as_raw();
-        if !meta.is_dir() || !owned || meta.mode() & 0o022 != 0 {
-            return Err(Error::new(
-                Kind::Denied,
-                format!("the state folder {shown} is not a folder that only you can write to"),
-            )
-            .hint("set XDG_RUNTIME_DIR to a folder of your own"));
-        }
-        Ok(())
-    }
-
-    /// The mount point of a unit that no one else is to see.
-    #[must_use]
-    pub fn private_target(&self, id: &str) -> PathBuf {
-        self.path.join(format!("{id}{PRIVATE_SUFFIX}"))
-    }
-
-    /// Removes what those have left that were killed before their unit existed: mount points of
-    /// private units, and folders that were to become one.
-    pub fn sweep(&self) {
-        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            // Somebody may be about to make the unit.
-            if !entry.metadata().is_ok_and(|meta| is_old(&meta)) {
-                continue;
-            }
-            let of = |suffix| name.strip_suffix(suffix).filter(|id| is_id(id));
-            if of(PRIVATE_SUFFIX).is_some_and(|id| !self.unit(id).exists()) {
-                // It is empty, or it is not one of them.
-                let _ = fs::remove_dir(entry.path());
-            }
-            let unborn = UnitDir { path: entry.path() };
-            if of(UNBORN_SUFFIX).is_some() && !unborn.is_locked() {
-                let _ = unborn.remove();
-            }
-        }
-    }
-
-    /// The folder of one unit.
-    #[must_use]
-    pub fn unit(&self, id: &str) -> UnitDir {
-        UnitDir {
-            path: self.path.join(id),
-        }
-    }
-
-    /// The folders of all units, by id.
-    #[must_use]
-    pub fn units(&self) -> Vec<UnitDir> {
-        let mut found: Vec<_> = fs::read_dir(&self.path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_name().to_str().is_some_and(is_id))
-            .map(|entry| UnitDir { path: entry.path() })
-            .collect();
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        found
-    }
-}
-
-fn runtime_dir() -> Option<PathBuf> {
-    let dir = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
-    (dir.is_absolute() && dir.is_dir()).then_some(dir)
-}
-
 /// Whether `text` has the form of a unit's id.
 #[must_use]
 pub fn is_id(text: &str) -> bool {
@@ -215,12 +105,6 @@ pub fn is_id(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-/// Whether something was made so long ago that nobody is still at it.
-fn is_old(meta: &fs::Metadata) -> bool {
-    let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
-    age.is_some_and(|age| age >= OLD)
 }
 
 /// An id that no unit has.
@@ -259,6 +143,11 @@ pub enum Waited {
 }
 
 impl UnitDir {
+    /// The folder at `path`, which need not be there. Its name is the id.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// The unit's id.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -485,59 +374,6 @@ mod tests {
         unit.remove().unwrap();
         assert!(!unit.exists());
         unit.remove().unwrap();
-    }
-
-    #[test]
-    fn what_was_never_finished_is_swept_away_when_it_is_old() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir {
-            path: dir.path().to_owned(),
-        };
-        let _lock = state.unit("0123abcd").create().unwrap();
-        let folders = [
-            state.private_target("0123abcd"),
-            state.private_target("deadbeef"),
-            dir.path().join("cafecafe.new"),
-        ];
-        for folder in &folders {
-            fs::create_dir(folder).unwrap();
-        }
-        fs::write(folders[2].join("lock"), "").unwrap();
-        state.sweep();
-        assert!(folders.iter().all(|folder| folder.exists()), "all are new");
-        let old = SystemTime::now() - 2 * OLD;
-        for folder in &folders {
-            File::open(folder).unwrap().set_modified(old).unwrap();
-        }
-        state.sweep();
-        assert!(folders[0].exists(), "its unit is there");
-        assert!(!folders[1].exists() && !folders[2].exists());
-    }
-
-    #[test]
-    fn a_unit_is_never_seen_without_its_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir {
-            path: dir.path().to_owned(),
-        };
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    for unit in state.units() {
-                        // Gone meanwhile, or locked.
-                        assert!(unit.is_locked() || !unit.exists());
-                    }
-                }
-            });
-            for n in 0..500 {
-                let unit = state.unit(&format!("{n:08x}"));
-                let _lock = unit.create().unwrap();
-                fs::rename(&unit.path, dir.path().join("gone")).unwrap();
-                fs::remove_dir_all(dir.path().join("gone")).unwrap();
-            }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
     }
 
     #[test]

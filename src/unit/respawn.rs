@@ -8,6 +8,9 @@ use nbdserve::{Error, Result};
 
 use super::channel::Channel;
 
+/// What our processes call themselves.
+pub(super) const NAME: &str = "loopmount";
+
 /// The internal roles of the program: its first argument, the id of the unit is the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -47,7 +50,7 @@ impl Role {
 pub fn respawn(role: Role, id: &str) -> Result<(Child, Channel)> {
     let (ours, theirs) = Channel::pair()?;
     let child = Command::new("/proc/self/exe")
-        .arg0("loopmount")
+        .arg0(NAME)
         .arg(role.word())
         .arg(id)
         .current_dir("/")

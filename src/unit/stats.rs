@@ -24,6 +24,7 @@ use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
 use super::list::aligned;
+use super::processes::is_server;
 use super::record::UnitDir;
 use super::{events, out, stop};
 
@@ -110,19 +111,23 @@ pub fn command(what: &OsStr, json: bool) -> Result<Exit> {
 fn ask(unit: &Unit) -> Result<Figures> {
     let id = &unit.id;
     let file = unit.dir.join(FILE);
+    if !unit.dir.exists() {
+        let what = format!("unit {id} has its state in another folder");
+        return Err(Error::new(Kind::Io, what)
+            .hint("set XDG_RUNTIME_DIR to what it was when the unit was mounted"));
+    }
     let Some(before) = inode(&file) else {
         let what = format!("unit {id} has no server that counts");
         return Err(Error::new(Kind::Unsupported, what)
             .hint("a plain image that root mounts is the kernel's alone"));
     };
-    let server = unit.record.as_ref().and_then(|record| record.server);
-    let pid = server.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let pid = unit.server.and_then(|pid| Pid::from_raw(pid.cast_signed()));
     let gone = || Error::new(Kind::Io, format!("the server of unit {id} is gone"));
     let pidfd = pid
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
         .ok_or_else(gone)?;
     // Looked at while the descriptor holds the number: no other process can get the signal.
-    if !server.is_some_and(|pid| stop::is_server(pid, id)) {
+    if !unit.server.is_some_and(|pid| is_server(pid, id)) {
         return Err(gone());
     }
     pidfd_send_signal(&pidfd, Signal::USR1).map_err(|errno| gone().caused_by(errno))?;

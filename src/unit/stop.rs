@@ -17,8 +17,8 @@ use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
 use super::out;
+use super::processes::is_server;
 use super::record::{Stage, Waited};
-use super::respawn::Role;
 use super::undo::{self, Kernel, Server, Stayed, Traces};
 use crate::target::kernel_nbd;
 use nbdfuse::mount::Mode;
@@ -247,8 +247,7 @@ fn try_to_unmount(unit: &Unit, mode: Mode) -> Result<Attempt> {
     } else {
         &traces.kernel
     };
-    let server = unit.record.as_ref().and_then(|record| record.server);
-    let orphan = !unit.alive && server.is_none_or(|pid| !is_server(pid, &unit.id));
+    let orphan = !unit.alive && unit.server.is_none_or(|pid| !is_server(pid, &unit.id));
     let _rescue = orphan
         .then(|| Rescue::start(&unit.id, &traces))
         .transpose()?;
@@ -318,8 +317,7 @@ fn wait_for_the_end(unit: &Unit, mode: Mode) -> Result<Outcome> {
     } else {
         undo::undo_all(&unit.id, mode, Server::Dead)?;
     }
-    let server = unit.record.as_ref().and_then(|record| record.server);
-    if !ended_by(server, &unit.id, deadline) || !Kernel::look()?.of(&unit.id).is_empty() {
+    if !ended_by(unit.server, &unit.id, deadline) || !Kernel::look()?.of(&unit.id).is_empty() {
         return left();
     }
     Ok(Outcome::Gone)
@@ -348,13 +346,6 @@ fn ended_by(pid: Option<u32>, id: &str, deadline: Instant) -> bool {
     }
 }
 
-/// Whether the process with this number is the server of unit `id`.
-pub(super) fn is_server(pid: u32, id: &str) -> bool {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let mut words = line.split(|b| *b == 0).skip(1);
-    words.next() == Some(Role::Serve.word().as_bytes()) && words.next() == Some(id.as_bytes())
-}
-
 fn ask_to_end(unit: &Unit) {
     let supervisor = unit.record.as_ref().and_then(|record| record.supervisor);
     let Some(pid) = supervisor.and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
@@ -374,7 +365,7 @@ fn ask_to_end(unit: &Unit) {
 /// When something stays.
 pub fn janitor(id: &str) -> Result<()> {
     let _channel = super::respawn::inherit()?;
-    let state = super::record::StateDir::of_user();
+    let state = super::state::StateDir::of_user();
     let dir = state.unit(id);
     crate::log::to_file(&dir.join("log"), 0);
     let Waited::Locked(_lock) = dir.lock_within(END_LIMIT)? else {

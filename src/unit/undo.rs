@@ -92,6 +92,16 @@ impl Kernel {
         })
     }
 
+    /// A kernel that has nothing but these mounts.
+    #[cfg(test)]
+    pub(super) fn with_mounts(mounts: Vec<Mount>) -> Self {
+        Self {
+            mounts,
+            loops: Vec::new(),
+            nbds: Vec::new(),
+        }
+    }
+
     /// What is there of the unit `id`.
     #[must_use]
     pub fn of(&self, id: &str) -> Traces {
