@@ -485,6 +485,56 @@ fn a_mount_point_that_cannot_be_one_is_refused() {
 }
 
 #[test]
+fn an_option_that_a_mount_in_user_space_would_pass_over_is_refused() {
+    let (sandbox, image) = with_small_disk(Who::User);
+    let point = sandbox.new_dir("mnt");
+    let raw = sandbox.join("raw");
+    for (option, name) in [("bogus", "bogus"), ("noexec,data=journal", "data")] {
+        let refused = [
+            sandbox
+                .loopmount()
+                .args(["-o", option])
+                .arg(&image)
+                .arg(&point),
+            sandbox
+                .loopmount()
+                .args(["-o", option, "--fuse"])
+                .arg(&image)
+                .arg(&raw),
+        ];
+        for command in refused {
+            command
+                .fails(1)
+                .says(&[&format!("the option {name} is for"), "hint: leave it out"]);
+        }
+    }
+    let taken = "ro,rw,nosuid,nodev,loop,noexec,noatime,relatime";
+    let point = sandbox.mount(&["-o", taken], &image, "taken");
+    sandbox.unmount(&point);
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_temp_folder_that_is_none_is_said_at_the_start() {
+    let (sandbox, image) = with_small_disk(Who::User);
+    let point = sandbox.new_dir("mnt");
+    let file = sandbox.new_file("file", "");
+    for (folder, why) in [
+        (sandbox.join("missing"), "no such file"),
+        (file, "not a directory"),
+    ] {
+        let named = format!("--temp-dir={}", folder.display());
+        sandbox
+            .loopmount()
+            .args(["--cow", &named])
+            .arg(&image)
+            .arg(&point)
+            .fails(1)
+            .says(&["the temp folder", why, "hint: --temp-dir=DIR"]);
+    }
+}
+
+#[test]
 fn a_file_system_that_we_cannot_read_yet_is_named_with_a_way_out() {
     let sandbox = Sandbox::new(Who::User);
     let set = common::images();

@@ -45,7 +45,7 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<Exit> {
             .as_deref()
             .ok_or_else(|| Error::new(Kind::Io, "no target"))?;
         let (target, missing) = target::check(target, cli.show())?;
-        let request = cli.request(id, name, target, missing, false);
+        let request = cli.request(id, name, target, missing, false)?;
         return up(cli, request, source, asked);
     }
     run_command(cli, name, source, id, &asked)
@@ -156,7 +156,7 @@ fn run_command(
     state.create()?;
     hide_mounts()?;
     let folder = state.private_target(&id);
-    let mut request = cli.request(id, name, folder.clone(), true, true);
+    let mut request = cli.request(id, name, folder.clone(), true, true)?;
     let mut channel = None;
     if source.try_plain(&mut request)?.is_none() {
         match start(&request, &source.into_image(), asked) {
@@ -309,11 +309,11 @@ impl Cli {
     /// A context for a look at the image in this process.
     ///
     /// # Errors
-    /// When a key that was named cannot be opened.
+    /// When a key or a temp folder that was named cannot be opened.
     pub(super) fn cx(&self, terminal: &Arc<Terminal>) -> Result<Cx> {
         let mut cx = Cx::new(self.cache_bytes());
         cx.observer = Arc::clone(terminal) as Arc<dyn Observer>;
-        cx.temp_dir = self.temp_dir();
+        cx.temp_dir = self.temp_dir()?;
         cx.verify = self.verify;
         cx.secrets = self.keys.open(terminal)?;
         cx.store = self.disk_cache().open();
@@ -332,13 +332,26 @@ impl Cli {
     }
 
     /// Large files go where space is: /tmp is often memory.
-    fn temp_dir(&self) -> PathBuf {
+    ///
+    /// # Errors
+    /// When the user named one that is no folder: a temp file may be needed only much later.
+    fn temp_dir(&self) -> Result<PathBuf> {
+        if let Some(named) = &self.temp_dir {
+            let fail = |cause| {
+                let what = format!("cannot use the temp folder {}", named.display());
+                Error::io(what, cause).hint("--temp-dir=DIR takes a folder that is there")
+            };
+            let meta = std::fs::metadata(named).map_err(fail)?;
+            if !meta.is_dir() {
+                return Err(fail(rustix::io::Errno::NOTDIR.into()));
+            }
+        }
         let named = self
             .temp_dir
             .clone()
             .or_else(|| std::env::var_os("TMPDIR").map(PathBuf::from));
         let dir = named.unwrap_or_else(|| PathBuf::from("/var/tmp"));
-        std::path::absolute(&dir).unwrap_or(dir)
+        Ok(std::path::absolute(&dir).unwrap_or(dir))
     }
 
     /// The smaller of 1 GiB and a quarter of memory, where the user said nothing.
@@ -354,8 +367,8 @@ impl Cli {
         target: PathBuf,
         create_target: bool,
         private: bool,
-    ) -> Request {
-        Request {
+    ) -> Result<Request> {
+        Ok(Request {
             id,
             image,
             target,
@@ -375,7 +388,7 @@ impl Cli {
             partition: self.partition.clone(),
             mount_options: self.options.clone(),
             cache_bytes: self.cache_bytes(),
-            temp_dir: self.temp_dir(),
+            temp_dir: self.temp_dir()?,
             disk_cache: self.disk_cache(),
             verify: self.verify,
             create_target,
@@ -383,7 +396,7 @@ impl Cli {
             verbosity: self.verbose,
             prefetch: self.prefetch,
             references: self.references(),
-        }
+        })
     }
 }
 

@@ -63,10 +63,12 @@ pub fn mount_fs(device: &Path, target: &Path, options: &MountOptions<'_>) -> Res
         .map_err(|refusal| explain(&refusal, device, target, options))
 }
 
-type MountOption = (String, Option<String>);
+/// The name of an option, and its value if it has one.
+pub type MountOption = (String, Option<String>);
 
 /// Splits `a,b="c,d",e=f`. What is always so, or said otherwise, is left out.
-fn parse_options(text: &str) -> Vec<MountOption> {
+#[must_use]
+pub fn parse_options(text: &str) -> Vec<MountOption> {
     let mut parts = vec![String::new()];
     let mut quoted = false;
     for c in text.chars() {
