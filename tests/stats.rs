@@ -174,3 +174,18 @@ fn what_has_no_figures_is_said() {
     asked.fails(1).says(&["no server", "kernel"]);
     sandbox.unmount(&point);
 }
+
+#[test]
+fn several_may_ask_at_the_same_time() {
+    let (sandbox, image) = with_small_disk(Who::User);
+    let point = sandbox.mount(&[], &image, "mnt");
+    // A new file may have the inode of the one before the last.
+    for _ in 0..20 {
+        let ask = || sandbox.loopmount().arg("--stats").arg(&point).spawn();
+        let asking: Vec<_> = (0..6).map(|_| ask()).collect();
+        for one in asking {
+            assert!(one.wait().expect(0).out().contains("partition:2"));
+        }
+    }
+    sandbox.unmount(&point);
+}

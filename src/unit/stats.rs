@@ -4,9 +4,9 @@
 //! file is there says that the server knows the signal.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use super::find::{self, Unit};
 use super::front::print_report;
 use super::list::aligned;
 use super::processes::is_server;
-use super::record::UnitDir;
+use super::record::{Stage, UnitDir};
 use super::{events, out, stop};
 
 /// The file's name in the unit's folder.
@@ -73,8 +73,9 @@ pub(super) fn keep(
             tracing::warn!("cannot write {FILE}: {error}");
         }
     };
+    // Whoever sees the unit as mounted finds the file.
+    write();
     events::watch("stats", move || {
-        write();
         for _ in signals.forever() {
             write();
         }
@@ -116,11 +117,11 @@ fn ask(unit: &Unit) -> Result<Figures> {
         return Err(Error::new(Kind::Io, what)
             .hint("set XDG_RUNTIME_DIR to what it was when the unit was mounted"));
     }
-    let Some(before) = inode(&file) else {
-        let what = format!("unit {id} has no server that counts");
-        return Err(Error::new(Kind::Unsupported, what)
-            .hint("a plain image that root mounts is the kernel's alone"));
+    // Held open, so that no new file gets its inode.
+    let Ok(before) = File::open(&file) else {
+        return Err(no_figures(unit));
     };
+    let old = inode(before.metadata());
     let pid = unit.server.and_then(|pid| Pid::from_raw(pid.cast_signed()));
     let gone = || Error::new(Kind::Io, format!("the server of unit {id} is gone"));
     let pidfd = pid
@@ -132,8 +133,7 @@ fn ask(unit: &Unit) -> Result<Figures> {
     }
     pidfd_send_signal(&pidfd, Signal::USR1).map_err(|errno| gone().caused_by(errno))?;
     let deadline = Instant::now() + PATIENCE;
-    // The old file is still there while the new one is written, so it has another inode.
-    while inode(&file).is_none_or(|now| now == before) {
+    while inode(fs::metadata(&file)).is_none_or(|now| Some(now) == old) {
         if Instant::now() >= deadline {
             let what = format!("the server of unit {id} has not answered within {PATIENCE:?}");
             return Err(Error::new(Kind::TimedOut, what));
@@ -145,8 +145,19 @@ fn ask(unit: &Unit) -> Result<Figures> {
         .map_err(|cause| Error::new(Kind::Corrupt, "these are no figures of ours").caused_by(cause))
 }
 
-fn inode(file: &Path) -> Option<u64> {
-    fs::metadata(file).ok().map(|meta| meta.ino())
+fn inode(meta: io::Result<fs::Metadata>) -> Option<u64> {
+    meta.ok().map(|meta| meta.ino())
+}
+
+fn no_figures(unit: &Unit) -> Error {
+    let id = &unit.id;
+    let record = unit.record.as_ref();
+    if record.is_none_or(|record| record.stage == Stage::Starting) {
+        let what = format!("unit {id} is still starting");
+        return Error::new(Kind::Io, what).hint("it counts as soon as it is mounted");
+    }
+    let what = format!("unit {id} has no server that counts");
+    Error::new(Kind::Unsupported, what).hint("a plain image that root mounts is the kernel's alone")
 }
 
 const HEADER: [&str; 10] = [
