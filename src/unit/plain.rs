@@ -2,7 +2,7 @@
 //! process of ours stays.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 
 use nbdserve::plan::{self, Resolved};
@@ -26,7 +26,6 @@ const PROBE_CACHE: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Mounted {
     dir: UnitDir,
-    device: PathBuf,
 }
 
 /// Mounts the image by a loop device if that is all it needs and the user did not ask for another
@@ -69,9 +68,13 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     let state = StateDir::of_user();
     state.create()?;
     let dir = state.unit(&request.id);
-    let lock = dir.create()?;
     let mut record = record(request, &resolved);
-    dir.write(&record)?;
+    let lock = dir.create(|dir| dir.write(&record))?;
+    if let Err(error) = target::create(request) {
+        // What is there is not ours to remove.
+        dir.remove()?;
+        return Err(error);
+    }
     let label = request.image.to_string_lossy();
     let options = loop_device::LoopOptions {
         id: &request.id,
@@ -83,11 +86,11 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     };
     match attach(image, &options, request, &record) {
         Ok(device) => {
-            record.device = Some(device.clone());
+            record.device = Some(device);
             record.stage = Stage::Mounted;
             dir.write(&record)?;
             drop(lock);
-            Ok(Some(Mounted { dir, device }))
+            Ok(Some(Mounted { dir }))
         }
         Err(error) => {
             if let Err(stayed) = undo::undo_all(&request.id, Mode::Lazy, Server::Dead) {
@@ -133,7 +136,6 @@ fn attach(
     request: &Request,
     record: &Record,
 ) -> Result<PathBuf> {
-    target::create(request)?;
     let device = loop_device::attach(image.as_fd(), options)?;
     let filesystem = record
         .opened
@@ -181,14 +183,18 @@ impl Mounted {
             }
         }
         let record = self.dir.read()?;
+        // The device goes a moment after the mount.
+        undo::undo_all(self.dir.id(), Mode::Lazy, Server::Dead)?;
         if Kernel::look()?.of(self.dir.id()).is_empty() {
             undo::remove_files(&self.dir, record.as_ref())?;
         }
         Ok(())
     }
 
+    /// Whether it is still in the mount table. On doubt it is. The device alone does not tell: it may
+    /// be somebody else's by now.
     fn is_mounted(&self) -> bool {
-        let device: &Path = &self.device;
-        crate::sys::mountinfo::mounts().map_or(true, |all| all.iter().any(|m| m.source == *device))
+        let kernel = Kernel::look();
+        kernel.map_or(true, |kernel| !kernel.of(self.dir.id()).kernel.is_empty())
     }
 }

@@ -74,19 +74,16 @@ impl Kernel {
     /// # Errors
     /// When /proc is not there.
     pub fn look() -> Result<Self> {
-        let (mut loops, mut nbds) = (Vec::new(), Vec::new());
-        // Nobody else can have made devices, or look at them.
-        if rustix::process::geteuid().is_root() {
-            let loop_device = |found: loop_device::Found| {
-                KernelDevice::new("loop", found.status.number, found.id)
-            };
-            let nbd_device =
-                |found: kernel_nbd::Found| KernelDevice::new("nbd", found.index, found.id);
-            loops = loop_device::find()?.into_iter().map(loop_device).collect();
-            nbds = kernel_nbd::find()?.into_iter().map(nbd_device).collect();
+        let (mut loops, mut nbds) = devices()?;
+        let mounts = mountinfo::mounts()?;
+        if !loops.is_empty() || !nbds.is_empty() {
+            // One that went meanwhile may be another's by now, and the mount that was seen on it, too.
+            let (loops_now, nbds_now) = devices()?;
+            loops.retain(|device| loops_now.contains(device));
+            nbds.retain(|device| nbds_now.contains(device));
         }
         Ok(Self {
-            mounts: mountinfo::mounts()?,
+            mounts,
             loops,
             nbds,
         })
@@ -162,6 +159,13 @@ impl Traces {
             && self.nbds.is_empty()
     }
 
+    /// Whether one of the mounts has this number.
+    #[must_use]
+    pub fn has_mount(&self, id: u64) -> bool {
+        let mut mounts = self.kernel.iter().chain(&self.fuse);
+        mounts.any(|mount| mount.id == id)
+    }
+
     /// Whether there is a loop or NBD device.
     #[must_use]
     pub fn has_devices(&self) -> bool {
@@ -182,6 +186,21 @@ impl Traces {
             )
             .collect()
     }
+}
+
+/// The loop and NBD devices of units.
+fn devices() -> Result<(Vec<KernelDevice>, Vec<KernelDevice>)> {
+    // Nobody else can have made devices, or look at them.
+    if !rustix::process::geteuid().is_root() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let loop_device =
+        |found: loop_device::Found| KernelDevice::new("loop", found.status.number, found.id);
+    let nbd_device = |found: kernel_nbd::Found| KernelDevice::new("nbd", found.index, found.id);
+    Ok((
+        loop_device::find()?.into_iter().map(loop_device).collect(),
+        kernel_nbd::find()?.into_iter().map(nbd_device).collect(),
+    ))
 }
 
 /// Whether a FUSE mount was made by this user. The units of others are not ours to judge: whether

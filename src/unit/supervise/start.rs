@@ -72,10 +72,10 @@ impl Supervisor {
         self.record.server = Some(child.id());
         self.server_pidfd = Pid::from_raw(child.id().cast_signed())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        self.server_alive = true;
         let channel = Arc::new(channel);
         self.server = Some(Arc::clone(&channel));
         events::watch_child(child, &self.sender, Event::ServerGone)?;
+        self.server_alive = true;
         let server = |message, _| Event::Server(message);
         events::watch_channel(&channel, &self.sender, server, Event::ServerSilent)?;
         self.save()

@@ -4,7 +4,7 @@ use nbdfuse::mount::Mode;
 use nbdserve::Result;
 use nbdserve::error::Report;
 
-use super::{Ending, Event, Supervisor};
+use super::{Device, Ending, Event, Supervisor};
 use crate::sys::mountinfo;
 use crate::target::cached;
 use crate::unit::events;
@@ -15,6 +15,7 @@ impl Supervisor {
     /// Watches both ends until one of them is gone.
     pub(super) fn run(&mut self) -> Ending {
         let mut asked = false;
+        let mut covered = false;
         let mut dead_links = 0;
         if !self.is_mounted() {
             return Ending::Unmounted;
@@ -27,6 +28,10 @@ impl Supervisor {
                     } else {
                         Ending::Unmounted
                     };
+                }
+                Event::MountsChanged if covered => {
+                    covered = false;
+                    self.unmount_in_thread(Mode::Normal);
                 }
                 Event::ServerGone(how) => {
                     self.server_alive = false;
@@ -52,9 +57,14 @@ impl Supervisor {
                     self.unmount_in_thread(Mode::Lazy);
                 }
                 // Asked to go and still in use: it goes when the last user does.
-                Event::Unmounted(Err(Stayed::Busy(error) | Stayed::Covered(error))) => {
+                Event::Unmounted(Err(Stayed::Busy(error))) => {
                     tracing::warn!("{error}; detached");
                     self.unmount_in_thread(Mode::Lazy);
+                }
+                // The next change of the table may be that the other one is gone.
+                Event::Unmounted(Err(Stayed::Covered(error))) => {
+                    tracing::warn!("{error}; it is tried again when that is gone");
+                    covered = true;
                 }
                 Event::Unmounted(Err(Stayed::Failed(error))) => {
                     tracing::error!("{}", error.report());
@@ -71,6 +81,11 @@ impl Supervisor {
             return true;
         };
         match &self.device {
+            // A loop device may be somebody else's as soon as its mount is gone.
+            Some(Device { hold: None, .. }) => {
+                let kernel = Kernel::look();
+                kernel.map_or(true, |kernel| !kernel.of(self.dir.id()).kernel.is_empty())
+            }
             Some(device) => mounts
                 .iter()
                 .any(|mount| undo::is_on_device(mount, device.number, &device.path)),
