@@ -210,9 +210,7 @@ fn hit_at_each_stage(who: Who, via: &str) {
                     outcome.code(),
                     outcome.stderr
                 );
-                until(&format!("{case}: nothing is left"), || {
-                    sandbox.leftovers().is_empty()
-                });
+                sandbox.assert_clean();
             }
         }
     }
