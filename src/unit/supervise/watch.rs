@@ -89,10 +89,7 @@ impl Supervisor {
             let kernel = Kernel::look().map_err(Stayed::Failed)?;
             let traces = kernel.of(&id);
             let mounts = if device { &traces.kernel } else { &traces.fuse };
-            mounts
-                .iter()
-                .rev()
-                .try_for_each(|m| undo::unmount(m, &kernel.mounts, mode))
+            mounts.iter().rev().try_for_each(|m| undo::unmount(m, mode))
         };
         if let Err(error) = events::job("unmount", &self.sender, work, Event::Unmounted) {
             tracing::error!("{error}");
