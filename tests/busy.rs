@@ -161,6 +161,38 @@ fn an_image_in_an_image_is_named_by_its_device() {
 }
 
 #[test]
+fn a_loop_device_over_what_does_not_answer_holds_up_no_command() {
+    let sandbox = Sandbox::new(Who::Root);
+    let image = sandbox.image(&common::images().ext4());
+    let raw = sandbox.join("raw");
+    sandbox
+        .loopmount()
+        .args(["--fuse", "-w"])
+        .args([&image, &raw])
+        .ok();
+    let [server] = &sandbox.processes_of("__serve")[..] else {
+        panic!("one server")
+    };
+    // Of somebody else, and detached by its last user as ours are.
+    let other = sandbox.new_dir("other");
+    must(
+        Command::new("mount")
+            .args(["-o", "loop,ro"])
+            .args([&raw, &other]),
+    );
+    // So long the kernel believes what it was told of a file that is written to.
+    std::thread::sleep(Duration::from_millis(1500));
+    send_signal(server.pid, Signal::STOP);
+    let mut list = sandbox.loopmount().arg("--list").spawn();
+    until("the list is there", || !list.is_running());
+    send_signal(server.pid, Signal::CONT);
+    list.wait().expect(0);
+    must(Command::new("umount").arg(&other));
+    sandbox.unmount(&raw);
+    sandbox.assert_clean();
+}
+
+#[test]
 fn an_image_in_an_image_is_taken_down_first() {
     let sandbox = Sandbox::new(Who::User);
     let image = sandbox.image(&common::images().ext4());

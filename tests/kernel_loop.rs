@@ -117,7 +117,7 @@ fn mount_point(dir: &TempDir) -> MountPoint {
 }
 
 fn is_attached(id: &str) -> bool {
-    loop_device::find()
+    loop_device::find(|_, _| true)
         .expect("list loop devices")
         .iter()
         .any(|found| found.id == id)
@@ -209,7 +209,7 @@ fn a_window_of_the_file_is_shown_and_read_only_is_kept() {
                 .and_then(|()| node.sync_all())
         });
     assert!(write.is_err());
-    let found = loop_device::find().unwrap();
+    let found = loop_device::find(|_, _| true).unwrap();
     let found = found.iter().find(|found| found.id == id).unwrap();
     assert!(found.status.read_only && found.status.autoclear);
     assert_eq!((found.status.offset, found.status.size), (4096, 8192));

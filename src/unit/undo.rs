@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
 
+use super::loops::Guess;
 use super::record::{Record, Undo, UnitDir};
 use super::target;
 use crate::sys::block::BlockDevice;
@@ -80,6 +81,7 @@ impl Kernel {
     /// # Errors
     /// When /proc is not there.
     pub fn look() -> Result<Self> {
+        let mounts = mountinfo::mounts()?;
         let (mut loops, mut nbds) = (Vec::new(), Vec::new());
         // Nobody else can have made devices, or look at them.
         if rustix::process::geteuid().is_root() {
@@ -88,11 +90,13 @@ impl Kernel {
             };
             let nbd_device =
                 |found: kernel_nbd::Found| KernelDevice::new("nbd", found.index, found.id);
-            loops = loop_device::find()?.into_iter().map(loop_device).collect();
+            let guess = Guess::new(&mounts);
+            let found = loop_device::find(|number, file| guess.is_worth_asking(number, file))?;
+            loops = found.into_iter().map(loop_device).collect();
             nbds = kernel_nbd::find()?.into_iter().map(nbd_device).collect();
         }
         Ok(Self {
-            mounts: mountinfo::mounts()?,
+            mounts,
             loops,
             nbds,
         })
