@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -124,7 +125,13 @@ fn manager(sandbox: &Sandbox) -> (UnixDatagram, PathBuf) {
 
 fn next(socket: &UnixDatagram) -> String {
     let mut bytes = [0; 256];
-    let len = socket.recv(&mut bytes).unwrap();
+    // A socket with a deadline is not waited for again by the system after the process was stopped.
+    let len = loop {
+        match socket.recv(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => break other.unwrap(),
+        }
+    };
     String::from_utf8(bytes[..len].to_vec()).unwrap()
 }
 

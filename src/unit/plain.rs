@@ -15,7 +15,7 @@ use super::notify::{READY, STOPPING, notify};
 use super::record::{Record, Stage, Undo, UnitDir};
 use super::state::StateDir;
 use super::target;
-use super::undo::{self, Kernel, Server};
+use super::undo::{self, Kernel, Server, Stayed};
 use crate::target::{kernel_mount, loop_device};
 use nbdfuse::mount::Mode;
 
@@ -171,14 +171,16 @@ impl Mounted {
         events::watch_signals(&sender, || Event::Signal)?;
         events::watch_mounts(&sender, || Event::MountsChanged)?;
         notify(READY);
+        let mut asked = false;
         while self.is_mounted() {
             match queue.recv() {
+                // What was above it may be gone.
+                Ok(Event::MountsChanged) if asked => self.take_down()?,
                 Ok(Event::MountsChanged) => {}
                 Ok(Event::Signal) | Err(_) => {
                     notify(STOPPING);
-                    if undo::undo_all(self.dir.id(), Mode::Normal, Server::Dead).is_err() {
-                        undo::undo_all(self.dir.id(), Mode::Lazy, Server::Dead)?;
-                    }
+                    asked = true;
+                    self.take_down()?;
                 }
             }
         }
@@ -189,6 +191,20 @@ impl Mounted {
             undo::remove_files(&self.dir, record.as_ref())?;
         }
         Ok(())
+    }
+
+    /// Unmounts it, and leaves it to its last user where it is in use. Below another mount it stays.
+    fn take_down(&self) -> Result<()> {
+        let id = self.dir.id();
+        let undone = undo::undo_all(id, Mode::Normal, Server::Dead)
+            .or_else(|_| undo::undo_all(id, Mode::Lazy, Server::Dead));
+        match undone {
+            Err(Stayed::Covered(error)) => {
+                tracing::warn!("{}", error.report());
+                Ok(())
+            }
+            other => Ok(other?),
+        }
     }
 
     /// Whether it is still in the mount table. On doubt it is. The device alone does not tell: it may

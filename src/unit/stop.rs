@@ -275,7 +275,7 @@ fn try_to_unmount(unit: &Unit, mode: Mode) -> Result<Attempt> {
         .then(|| Rescue::start(&unit.id, &traces))
         .transpose()?;
     for mount in seen.iter().rev() {
-        match undo::unmount(mount, &kernel.mounts, mode) {
+        match undo::unmount(mount, mode) {
             Ok(()) => {}
             Err(Stayed::Busy(error)) => {
                 return Ok(Attempt::Busy(error, busy::holders(mount, &kernel.mounts)));

@@ -91,6 +91,8 @@ impl Supervisor {
         let disk = self.dir.join("disk");
         File::create_new(&disk)
             .map_err(|error| Error::io(format!("cannot make {}", disk.display()), error))?;
+        // No mount follows a symbolic link, and /run may be one.
+        let disk = disk.canonicalize().unwrap_or(disk);
         self.attach_fuse(Means::Disk(disk.clone()))?;
         self.will_undo(Undo::Loop)?;
         self.will_undo(Undo::KernelMount)?;

@@ -1,5 +1,7 @@
 //! While the target is usable.
 
+use std::time::Duration;
+
 use nbdfuse::mount::Mode;
 use nbdserve::Result;
 use nbdserve::error::Report;
@@ -11,12 +13,14 @@ use crate::unit::events;
 use crate::unit::message::FromServer;
 use crate::unit::undo::{self, Kernel, Stayed, source_of};
 
+/// Pause before the next try to unmount what is below another mount.
+const COVERED_PAUSE: Duration = Duration::from_secs(1);
+
 impl Supervisor {
     /// Watches both ends until one of them is gone.
     pub(super) fn run(&mut self) -> Ending {
         let mut asked = false;
-        let mut covered = false;
-        let mut dead_links = 0;
+        let (mut dead_links, mut covered) = (0, false);
         if !self.is_mounted() {
             return Ending::Unmounted;
         }
@@ -28,10 +32,6 @@ impl Supervisor {
                     } else {
                         Ending::Unmounted
                     };
-                }
-                Event::MountsChanged if covered => {
-                    covered = false;
-                    self.unmount_in_thread(Mode::Normal);
                 }
                 Event::ServerGone(how) => {
                     self.server_alive = false;
@@ -61,10 +61,13 @@ impl Supervisor {
                     tracing::warn!("{error}; detached");
                     self.unmount_in_thread(Mode::Lazy);
                 }
-                // The next change of the table may be that the other one is gone.
+                // It goes when the mount above it does.
                 Event::Unmounted(Err(Stayed::Covered(error))) => {
-                    tracing::warn!("{error}; it is tried again when that is gone");
-                    covered = true;
+                    if !covered {
+                        tracing::warn!("{error}");
+                        covered = true;
+                    }
+                    self.unmount_in_thread(Mode::Lazy);
                 }
                 Event::Unmounted(Err(Stayed::Failed(error))) => {
                     tracing::error!("{}", error.report());
@@ -104,10 +107,11 @@ impl Supervisor {
             let kernel = Kernel::look().map_err(Stayed::Failed)?;
             let traces = kernel.of(&id);
             let mounts = if device { &traces.kernel } else { &traces.fuse };
-            mounts
-                .iter()
-                .rev()
-                .try_for_each(|m| undo::unmount(m, &kernel.mounts, mode))
+            let outcome = mounts.iter().rev().try_for_each(|m| undo::unmount(m, mode));
+            if matches!(outcome, Err(Stayed::Covered(_))) {
+                std::thread::sleep(COVERED_PAUSE);
+            }
+            outcome
         };
         if let Err(error) = events::job("unmount", &self.sender, work, Event::Unmounted) {
             tracing::error!("{error}");
