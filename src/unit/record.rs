@@ -5,12 +5,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nbdserve::{Error, Kind, Result};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, open};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::message::{Opened, Request, Via};
@@ -18,6 +20,8 @@ use super::stats;
 
 /// Ends the name of a folder that will be a unit's.
 pub(super) const UNBORN_SUFFIX: &str = ".new";
+/// A new folder that vanishes before its lock is in it is made again, so often at most.
+const MANY: usize = 100;
 /// Held while somebody looks after the unit.
 const LOCK: &str = "lock";
 /// The same, before it is held.
@@ -133,6 +137,14 @@ pub struct UnitDir {
     path: PathBuf,
 }
 
+/// A lock that is taken and has no name yet; `None` where the file system has no such files.
+fn nameless_lock(folder: &Path) -> Option<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = File::from(open(folder, flags, Mode::RUSR | Mode::WUSR).ok()?);
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
 /// Held while a unit is looked after. Released by drop, and by the death of the process.
 #[derive(Debug)]
 pub struct Lock {
@@ -176,12 +188,8 @@ impl UnitDir {
             Error::io(what, error)
         };
         let unborn = self.unborn();
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&unborn.path)
-            .map_err(fail)?;
         let made = || {
-            let lock = unborn.make_lock().map_err(fail)?;
+            let lock = unborn.make_locked().map_err(fail)?;
             fill(&unborn)?;
             fs::rename(&unborn.path, &self.path).map_err(fail)?;
             Ok(lock)
@@ -189,6 +197,24 @@ impl UnitDir {
         made().inspect_err(|_| {
             let _ = unborn.empty();
         })
+    }
+
+    /// Makes the folder with its lock. An empty one is anybody's to remove.
+    fn make_locked(&self) -> std::io::Result<Lock> {
+        let make = || DirBuilder::new().mode(0o700).create(&self.path);
+        let Some(nameless) = self.path.parent().and_then(nameless_lock) else {
+            make()?;
+            return self.make_lock();
+        };
+        let from = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+        for _ in 0..MANY {
+            make()?;
+            match linkat(CWD, &*from, CWD, self.join(LOCK), AtFlags::SYMLINK_FOLLOW) {
+                Err(Errno::NOENT) => {}
+                other => return Ok(other.map(|()| Lock { _file: nameless })?),
+            }
+        }
+        Err(Errno::NOENT.into())
     }
 
     /// The folder's name while there is no unit of it, yet or any more.

@@ -129,7 +129,9 @@ impl StateDir {
                 let _ = fs::remove_dir(entry.path());
             }
             let unborn = UnitDir::new(entry.path());
+            // An empty one goes at once: who is making it makes it again.
             if of(UNBORN_SUFFIX).is_some()
+                && fs::remove_dir(entry.path()).is_err()
                 && (unborn.is_abandoned() || (old && !unborn.is_locked()))
             {
                 let _ = unborn.empty();
@@ -208,12 +210,16 @@ mod tests {
         for folder in &folders {
             fs::create_dir(folder).unwrap();
         }
+        // Where a lock cannot be made before its folder.
+        fs::write(folders[2].join("lock.new"), "").unwrap();
+        let empty = dir.path().join("cafe0001.new");
+        fs::create_dir(&empty).unwrap();
         // Its maker was killed, or its remover: nobody has the lock.
         let abandoned = dir.path().join("cafe0000.new");
         fs::create_dir(&abandoned).unwrap();
         fs::write(abandoned.join("lock"), "").unwrap();
         state.sweep();
-        assert!(!abandoned.exists());
+        assert!(!abandoned.exists() && !empty.exists());
         assert!(folders.iter().all(|folder| folder.exists()), "all are new");
         let old = SystemTime::now() - 2 * OLD;
         for folder in &folders {
@@ -234,6 +240,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    // Who looks also cleans up.
+                    state.sweep();
                     for unit in state.units() {
                         // Gone meanwhile, or locked.
                         assert!(unit.is_locked() || !unit.exists());
