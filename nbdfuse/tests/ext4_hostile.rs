@@ -126,6 +126,32 @@ fn count_panics() -> &'static std::sync::atomic::AtomicUsize {
     &PANICS
 }
 
+/// Opens and walks `bytes` with these of them changed; whether it could be opened. The image is kept where that
+/// panics, since no other run makes the same one.
+fn try_mutated(name: &str, bytes: &[u8], changes: &[(usize, u8)]) -> bool {
+    let panics = count_panics();
+    let damaged = || {
+        let mut damaged = bytes.to_vec();
+        for (at, byte) in changes {
+            damaged[*at] = *byte;
+        }
+        damaged
+    };
+    let before = panics.load(std::sync::atomic::Ordering::SeqCst);
+    let outcome = std::panic::catch_unwind(|| {
+        let opened = tree::open("ext4", Memory::volume(damaged()));
+        opened.map(|fs| walk(&*fs)).is_ok()
+    });
+    // Or in another test at the same time.
+    let panicked = panics.load(std::sync::atomic::Ordering::SeqCst) > before;
+    if outcome.is_err() || panicked {
+        let path = std::env::temp_dir().join(format!("nbdfuse-ext4-hostile-{name}"));
+        fs::write(&path, damaged()).unwrap();
+        eprintln!("the image is in {}", path.display());
+    }
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// The first file system block of the journal and its length in blocks, by debugfs.
 fn journal(image: &Path) -> (u64, u64) {
     let bmap = |block: u64| {
@@ -160,16 +186,14 @@ fn a_mutated_journal_that_must_be_replayed() {
     let mut rng = Rng::new(6);
     let mut opened = 0;
     for _ in 0..ROUNDS {
-        let mut damaged = bytes.clone();
-        for _ in 0..=rng.below(4) {
-            // Headers, the superblock of the journal among them, and their first fields.
-            let at = used[rng.below(used.len() as u64) as usize] + rng.below(120) as usize;
-            damaged[at] = rng.next_u64() as u8;
-        }
-        if let Ok(fs) = tree::open("ext4", Memory::volume(damaged)) {
-            opened += 1;
-            walk(&*fs);
-        }
+        let changes: Vec<_> = (0..=rng.below(4))
+            .map(|_| {
+                // Headers, the superblock of the journal among them, and their first fields.
+                let at = used[rng.below(used.len() as u64) as usize] + rng.below(120) as usize;
+                (at, rng.next_u64() as u8)
+            })
+            .collect();
+        opened += u64::from(try_mutated("journal", &bytes, &changes));
     }
     assert!(opened > 0);
     assert_eq!(panics.load(std::sync::atomic::Ordering::SeqCst), 0);
@@ -192,21 +216,20 @@ fn mutate(options: &str, seed: u64) {
     let mut rng = Rng::new(seed);
     let mut opened = 0;
     for _ in 0..ROUNDS {
-        let mut damaged = bytes.clone();
-        for _ in 0..=rng.below(12) {
-            let block = blocks[rng.below(blocks.len() as u64) as usize];
-            let at = block + rng.below(1024) as usize;
-            damaged[at] = match rng.below(4) {
-                0 => 0xff,
-                1 => 0,
-                2 => damaged[at] ^ (1 << rng.below(8)),
-                _ => rng.next_u64() as u8,
-            };
-        }
-        if let Ok(fs) = tree::open("ext4", Memory::volume(damaged)) {
-            opened += 1;
-            walk(&*fs);
-        }
+        let changes: Vec<_> = (0..=rng.below(12))
+            .map(|_| {
+                let block = blocks[rng.below(blocks.len() as u64) as usize];
+                let at = block + rng.below(1024) as usize;
+                let byte = match rng.below(4) {
+                    0 => 0xff,
+                    1 => 0,
+                    2 => bytes[at] ^ (1 << rng.below(8)),
+                    _ => rng.next_u64() as u8,
+                };
+                (at, byte)
+            })
+            .collect();
+        opened += u64::from(try_mutated(&seed.to_string(), &bytes, &changes));
     }
     assert!(opened > ROUNDS / 4, "only {opened} images could be opened");
     assert_eq!(panics.load(std::sync::atomic::Ordering::SeqCst), 0);

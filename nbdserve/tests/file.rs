@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -16,6 +16,8 @@ use nbdserve::{ByteRange, Done, Kind, Result, Volume, ZeroOpts};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
+/// O_EXCL, which a block device takes as "nobody else".
+const EXCLUSIVE: i32 = rustix::fs::OFlags::EXCL.bits() as i32;
 
 fn temp() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -148,6 +150,32 @@ fn a_mounted_block_device_is_not_opened_for_writing() {
     assert!(report.hint.unwrap().contains(&device.0));
     drop(reader.unwrap());
     assert!(writable(Path::new(&device.0)).is_ok());
+}
+
+#[test]
+fn a_block_device_that_is_in_use_for_a_moment_is_waited_for() {
+    let dir = temp();
+    let path = dir.path().join("disk.raw");
+    fs::write(&path, noise(65536, 9)).unwrap();
+    let device = LoopDevice::on(&path);
+    let name = Path::new(&device.0);
+    // As a child does that another thread has forked, until it runs its program.
+    let mut exclusive = fs::File::options();
+    exclusive.write(true).custom_flags(EXCLUSIVE);
+    let waited = (0..20).any(|_| {
+        let other = exclusive.open(name).unwrap();
+        let soon = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(other);
+        });
+        let opened = writable(name);
+        soon.join().unwrap();
+        opened.is_ok()
+    });
+    assert!(waited);
+    let _other = exclusive.open(name).unwrap();
+    let refused = writable(name).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Io);
 }
 
 #[test]
@@ -548,8 +576,18 @@ fn qemu_refuses_to_write_what_we_use_and_to_copy_what_we_write() {
         "{text}"
     );
     drop(writer);
-    let (done, text) = write();
-    assert!(done, "{text}");
+    // A child that another test has started holds copies of our descriptors, with their locks, until it
+    // runs its program.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let (done, text) = write();
+        if done {
+            break;
+        }
+        let again = text.contains(" lock\n") && Instant::now() < deadline;
+        assert!(again, "{text}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

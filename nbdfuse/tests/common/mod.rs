@@ -16,8 +16,8 @@ use nbdfuse::mount::{self, MountOptions, Unmounted};
 use nbdfuse::tree::{self, TreeOptions, serve_tree};
 use nbdserve::Volume;
 
-/// No wait of a test is longer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// No wait of a test is longer, however much else the machine does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A mount that goes away with the test, whatever happens in it.
 #[derive(Debug)]

@@ -98,10 +98,11 @@ impl<'a> Job<'a> {
     }
 
     /// Takes the block from the cache on disk, if it has come there since the layer was opened. False
-    /// when it has to be decoded.
+    /// when it has to be decoded. When it goes at this moment it is given up: whoever waits for it asks
+    /// anew, and has it decoded.
     ///
     /// # Errors
-    /// As [`Self::start`], and `Io` when it goes at this moment.
+    /// As [`Self::start`].
     pub(super) fn take_kept(&mut self) -> Result<bool> {
         let (shared, len) = (self.shared, self.block.len());
         let keeper = shared.keeper.as_ref().filter(|_| !self.is_pass());
@@ -117,11 +118,11 @@ impl<'a> Job<'a> {
         while at < len {
             let spare = self.spare()?;
             if !kept.read(at, spare) {
-                let what = format!(
-                    "{} was taken from the cache",
-                    shared.decode.describe(self.number)
-                );
-                return Err(Error::new(Kind::Io, what));
+                kept.forget();
+                self.running = None;
+                shared.cx.cache.remove(shared.key(self.number), self.block);
+                self.block.drop_begun();
+                return Ok(true);
             }
             let read = spare.len();
             self.advance(read)?;

@@ -37,18 +37,18 @@ impl Keeper {
         if !pages.is_marked(mark) {
             return None;
         }
+        let kept = InPages { pages, base, len };
         let mut piece = vec![0; PIECE];
         let mut starts = (0..len).step_by(PIECE);
         let right = starts.all(|start| {
             let piece = &mut piece[..(len - start).min(PIECE_BYTES) as usize];
-            pages.read(base + start, piece)
+            kept.read(start, piece)
         });
         if !right {
-            // Whoever decodes it keeps it anew.
-            pages.forget(base, mark.saturating_sub(base).saturating_add(1));
+            kept.forget();
             return None;
         }
-        Some(InPages { pages, base })
+        Some(kept)
     }
 
     /// Keeps a block that lies in memory, is complete and has passed its check: its mark comes last,
@@ -100,11 +100,18 @@ impl Keeper {
 pub(super) struct InPages<'a> {
     pages: &'a Pages,
     base: u64,
+    len: u64,
 }
 
 impl InPages<'_> {
     /// Fills `buf` with the bytes of the block from `skip` on. False when they are lost by now.
     pub(super) fn read(&self, skip: u64, buf: &mut [u8]) -> bool {
         self.pages.read(self.base + skip, buf)
+    }
+
+    /// Takes it away, since some of it is lost: whoever decodes the block keeps it anew.
+    pub(super) fn forget(&self) {
+        let end = mark_at(self.base, self.len).saturating_add(1);
+        self.pages.forget(self.base, end.saturating_sub(self.base));
     }
 }

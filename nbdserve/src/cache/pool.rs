@@ -112,6 +112,27 @@ impl Pool {
         !(state.demand.is_empty() && state.prefetch.is_empty())
     }
 
+    /// Waits until nothing is queued and no thread works. Work that threads of its callers do is not seen.
+    ///
+    /// # Panics
+    /// After five minutes.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn wait_idle(&self) {
+        let began = Instant::now();
+        let at_work = || {
+            let state = self.shared.lock();
+            let waiting = !(state.demand.is_empty() && state.prefetch.is_empty());
+            waiting || state.alive > state.idle
+        };
+        while at_work() {
+            assert!(
+                began.elapsed() < Duration::from_secs(300),
+                "work has no end"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Queues `work`. Returns at once.
     ///
     /// # Errors
@@ -297,6 +318,24 @@ mod tests {
         }
         assert!(pool.submit(Priority::Prefetch, Box::new(|| ())).is_err());
         assert!(pool.submit(Priority::Demand, Box::new(|| ())).is_ok());
+    }
+
+    #[test]
+    fn who_waits_until_a_pool_is_idle_waits_for_what_is_queued_and_for_what_runs() {
+        let pool = Pool::new(2);
+        let (sender, done) = mpsc::channel();
+        for priority in [Priority::Demand, Priority::Prefetch] {
+            for _ in 0..3 {
+                let sender = sender.clone();
+                let work = move || {
+                    thread::sleep(Duration::from_millis(5));
+                    sender.send(()).unwrap();
+                };
+                assert!(pool.submit(priority, Box::new(work)).is_ok());
+            }
+        }
+        pool.wait_idle();
+        assert_eq!(done.try_iter().count(), 6);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Closing waits this long for decoders to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many decoders of a layer run. Apart from [`super::shared::Shared`], so that a thread counts until it holds
 /// nothing of that any more: what is below is closed when the layer is.

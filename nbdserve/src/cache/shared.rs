@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Instant;
 
 use super::block::Block;
 use super::blocks::Decode;
@@ -12,7 +13,7 @@ use super::lru::Key;
 use super::marks::Marks;
 use super::pass::Passes;
 use super::pool::{Pool, Priority};
-use super::running::{Run, Running};
+use super::running::{Run, Running, STOP_LIMIT};
 use crate::{Cx, Error, Kind, Result};
 
 /// After this many failed blocks no more are remembered one by one: the layer fails as a whole.
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     /// Keeps what was decoded into memory, where that is worth it.
     pub(super) keeper: Option<Keeper>,
     stop: AtomicBool,
+    /// When it was first seen that work has to end.
+    stopping: OnceLock<Instant>,
     /// Blocks that failed for good, and why.
     poisoned: Mutex<HashMap<u64, Error>>,
     /// Blocks that were found to be all zero, a bit each.
@@ -69,6 +72,7 @@ impl Shared {
             longest,
             keeper,
             stop: AtomicBool::new(false),
+            stopping: OnceLock::new(),
             poisoned: Mutex::default(),
             zero: RwLock::default(),
             used: Used::default(),
@@ -93,13 +97,15 @@ impl Shared {
         Ok(())
     }
 
-    /// As [`Self::check`]. Who has `all` the bytes of a block need not stop because the layer was
-    /// closed: the check is next to nothing, and without it the block would be worth nothing.
+    /// As [`Self::check`]. Who has `all` the bytes of a block need not stop as long as closing waits for it: the
+    /// check is next to nothing, and without it the block would be worth nothing.
     pub(super) fn check_beyond(&self, all: bool) -> Result<()> {
-        if all {
-            return self.cx.cancel.check();
+        let stopped = self.check();
+        if all && stopped.is_err() && self.stopping.get_or_init(Instant::now).elapsed() < STOP_LIMIT
+        {
+            return Ok(());
         }
-        self.check()
+        stopped
     }
 
     pub(super) fn key(&self, number: u64) -> Key {

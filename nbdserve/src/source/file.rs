@@ -98,18 +98,21 @@ impl File {
             OpenMode::Write if found == FileType::BlockDevice => OFlags::RDWR | OFlags::EXCL,
             OpenMode::Write => OFlags::RDWR,
         };
-        let fd =
-            retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())).map_err(|errno| {
-                match errno {
-                    Errno::BUSY => {
-                        let name = shell(&name);
-                        cannot_open(errno).hint(format!(
-                        "it is mounted or in use; findmnt --source {name} and lsblk {name} show how"
-                    ))
-                    }
-                    _ => cannot_open(errno),
-                }
-            })?;
+        let open = || retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()));
+        // A child that another thread has just forked holds a device, as it holds locks.
+        let exclusive = flags.contains(OFlags::EXCL);
+        let opened = lock::repeat(open, |opened| {
+            exclusive && matches!(opened, Err(Errno::BUSY))
+        });
+        let fd = opened.map_err(|errno| match errno {
+            Errno::BUSY => {
+                let name = shell(&name);
+                cannot_open(errno).hint(format!(
+                    "it is mounted or in use; findmnt --source {name} and lsblk {name} show how"
+                ))
+            }
+            _ => cannot_open(errno),
+        })?;
         // NONBLOCK was for the opening only.
         rustix::fs::fcntl_getfl(&fd)
             .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))

@@ -113,13 +113,19 @@ pub(super) fn take_resize(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
 /// image open holds his locks until it has become another program, and who is being ended holds them
 /// until he is.
 fn patiently(
-    mut take: impl FnMut() -> io::Result<Option<&'static str>>,
+    take: impl FnMut() -> io::Result<Option<&'static str>>,
 ) -> io::Result<Option<&'static str>> {
+    repeat(take, |taken| matches!(taken, Ok(Some(_))))
+}
+
+/// As long as what comes of `attempt` says that another has the image, in `is_busy`'s view, tries again, for a
+/// moment.
+pub(super) fn repeat<T>(mut attempt: impl FnMut() -> T, is_busy: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let conflict = take()?;
-        if conflict.is_none() || Instant::now() >= deadline {
-            return Ok(conflict);
+        let found = attempt();
+        if !is_busy(&found) || Instant::now() >= deadline {
+            return found;
         }
         std::thread::sleep(PAUSE);
     }

@@ -164,7 +164,7 @@ pub(super) fn is_alone(folder: &File) -> bool {
 }
 
 /// Whether `file` is what the path leads to.
-fn is_at(file: &File, path: &Path) -> bool {
+pub(in crate::store) fn is_at(file: &File, path: &Path) -> bool {
     let (Ok(ours), Ok(there)) = (file.metadata(), fs::metadata(path)) else {
         return false;
     };

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -20,6 +20,11 @@ const SLACK: u64 = 16;
 const LEAVE_PART: u64 = 20;
 /// No more than this is left to others.
 const LEAVE_MOST: u64 = 1 << 30;
+
+/// So long a writer waits while another one makes room.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+/// Between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(4);
 
 /// What a store holds.
 #[derive(Debug, Serialize)]
@@ -147,15 +152,22 @@ impl Store {
     /// within its limit with `later` bytes, which are no less: takes away the images that were used
     /// least recently and that nobody uses. False when that is not enough.
     pub(super) fn make_room(&self, mine: &Path, more: u64, later: u64) -> bool {
-        // Whoever else makes room now does it for us too.
-        let Some(_alone) = self.try_lock() else {
-            return later <= self.limit && self.has_space(more);
+        let used_by = |images: &[Kept]| {
+            let used: u64 = images.iter().map(|image| image.bytes).sum();
+            used.saturating_add(later)
         };
+        if used_by(&self.kept()) <= self.limit && self.has_space(more) {
+            return true;
+        }
+        // Whoever else makes room now does it for us too, and that is seen when it is done.
+        let alone = self.lock_soon();
         let images = self.kept();
-        let used: u64 = images.iter().map(|image| image.bytes).sum();
-        let mut used = used.saturating_add(later);
+        let mut used = used_by(&images);
         if used <= self.limit && self.has_space(more) {
             return true;
+        }
+        if alone.is_none() {
+            return false;
         }
         let wanted = self.limit - self.limit / SLACK;
         for image in &images {
@@ -212,9 +224,17 @@ impl Store {
         Some(file)
     }
 
-    fn try_lock(&self) -> Option<File> {
+    /// As [`Self::lock`], if nobody else has it for longer than a moment.
+    fn lock_soon(&self) -> Option<File> {
         let file = self.lock_file().ok()?;
-        is_alone(&file).then_some(file)
+        let began = Instant::now();
+        while !is_alone(&file) {
+            if began.elapsed() >= LOCK_PATIENCE {
+                return None;
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        Some(file)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::pages::{CHUNK, PAGE};
 use super::*;
@@ -45,6 +45,11 @@ fn place(store: &Arc<Store>, version: u64) -> Place {
     store.place(&identity, "/images/disk").inside("xz")
 }
 
+/// A child that can keep nothing for so long gives up: the disk is full, say.
+const FUTILE: Duration = Duration::from_secs(20);
+/// No child lives longer: who was to kill it is gone.
+const LIFE: Duration = Duration::from_secs(300);
+
 /// The life of a child: writes what is true, until it is killed.
 fn write_for_ever(version: u64, seed: u64) -> ! {
     let store = Store::with_limit(Path::new("."), 1 << 30).unwrap();
@@ -52,10 +57,16 @@ fn write_for_ever(version: u64, seed: u64) -> ! {
     let mut rng = Rng::new(seed);
     let truths = truths(version);
     let mut told = false;
+    let born = Instant::now();
+    let mut worked = born;
     loop {
+        assert!(born.elapsed() < LIFE, "nobody has killed this writer");
         let Some(pages) = place.pages("model") else {
+            let why = "nothing can be kept: is there space for it?";
+            assert!(worked.elapsed() < FUTILE, "{why}");
             continue;
         };
+        worked = Instant::now();
         for number in 0..40 {
             if number == 30 && !told {
                 told = true;
@@ -333,6 +344,43 @@ fn no_more_is_kept_than_the_limit_allows_while_all_is_in_use() {
     }
     // The limit is looked at each 32 MiB.
     assert!(pages.is_full() && kept <= 260, "{kept} chunks");
+}
+
+#[test]
+fn no_more_is_kept_than_the_limit_allows_while_somebody_else_makes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::with_limit(folder.path(), 1 << 20).unwrap();
+    let using = keep(&store, "a", 700_000);
+    // As another process that makes room, and takes long.
+    let lock = File::create(folder.path().join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    // What fits needs nobody's leave.
+    using.save("small", &noise(100_000, 2));
+    assert!(using.load("small", 1 << 20).is_some());
+    let second = keep(&store, "b", 700_000);
+    assert!(second.load("index", 1 << 20).is_none());
+    let pages = using.pages("p").unwrap();
+    let write = |chunk: u64| pages.write(chunk * CHUNK as u64, &noise(CHUNK, chunk));
+    let kept = (0..1000).filter(|chunk| write(*chunk)).count();
+    let used = store.usage().used;
+    assert!(
+        pages.is_full() && used <= 1 << 20,
+        "{kept} chunks, {used} bytes"
+    );
+    drop((using, pages, lock));
+    // It is waited for, for a moment.
+    let waited = (0..20).any(|_| {
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let soon = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            drop(lock);
+        });
+        let third = keep(&store, "c", 700_000);
+        soon.join().unwrap();
+        third.load("index", 1 << 20).is_some()
+    });
+    assert!(waited);
 }
 
 #[test]

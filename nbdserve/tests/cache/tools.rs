@@ -73,7 +73,17 @@ impl Image {
         identity: &str,
         verify: bool,
     ) -> Result<Volume> {
-        let mut cx = Cx::new(BUDGET);
+        self.open_with(Cx::new(BUDGET), store, identity, verify)
+    }
+
+    /// As [`Self::open_in`], with the threads and the memory of `cx`.
+    fn open_with(
+        &self,
+        mut cx: Cx,
+        store: &Arc<Store>,
+        identity: &str,
+        verify: bool,
+    ) -> Result<Volume> {
         let place = store.place(&format!("{identity} {}", self.number), "/images/disk");
         cx.place = Some(place.inside(self.layer));
         cx.verify = verify;
@@ -83,6 +93,17 @@ impl Image {
         };
         let layer = LAYERS.iter().find(|one| one.name == self.layer).unwrap();
         (layer.open)(&Memory::volume(self.file.clone()), &args, &cx)
+    }
+
+    /// Reads all of it, all checked, and waits until what was decoded is kept. How many blocks were decoded.
+    pub(crate) fn decodes(&self, store: &Arc<Store>, identity: &str) -> u64 {
+        let cx = Cx::new(BUDGET);
+        let volume = self.open_with(cx.clone(), store, identity, true).unwrap();
+        assert!(volume.read_vec(0, self.bytes.len()).unwrap() == self.bytes);
+        cx.pool.wait_idle();
+        let decodes = volume.stats().blocks.map_or(0, |blocks| blocks.decodes);
+        volume.close().unwrap();
+        decodes
     }
 
     /// Reads at some places and compares.

@@ -2,8 +2,10 @@
 //!
 //! Each test runs its target in a child process whose memory is limited, so that an allocation
 //! which an image asks for and nothing bounds ends the child. Work is bounded by count. Mutations
-//! are the same ones in every run; `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many. With
-//! `NBDSERVE_FUZZ_LAST=FILE` the input that is tried is in FILE.
+//! are drawn from the same numbers in every run; the files are not the same ones where a tool writes
+//! the time or a random UUID into them, so an input that fails is kept, and its place printed.
+//! `NBDSERVE_FUZZ_ROUNDS=100` makes a hundred times as many. With `NBDSERVE_FUZZ_LAST=FILE` the input
+//! that is tried is in FILE.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 /// Fuzzes a target; in the test that is called as the target is.

@@ -1,6 +1,6 @@
 //! Several ranges with one request, as Apache answers them.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -17,27 +17,28 @@ const MODULES: &str = "/usr/lib/apache2/modules";
 /// A running Apache that serves one folder; it ends when dropped.
 struct Apache {
     child: Child,
-    port: u16,
+    address: SocketAddr,
     dir: TempDir,
 }
 
 impl Apache {
-    /// Serves `bytes` as `/disk`, with `lines` in its configuration.
-    fn start(bytes: &[u8], lines: &str) -> Self {
+    /// Serves `bytes` as `/disk`, with `lines` in its configuration. The address `ip` is for this one alone:
+    /// nobody else takes its port between the look for a free one and its start.
+    fn start(ip: &str, bytes: &[u8], lines: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // When it is started by root it reads as somebody else.
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(dir.path(), open).unwrap();
         std::fs::write(dir.path().join("disk"), bytes).unwrap();
         // Free a moment ago.
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
+        let free = TcpListener::bind((ip, 0)).unwrap();
+        let address = free.local_addr().unwrap();
         drop(free);
         let place = dir.path().display();
         let conf = format!(
             "ServerRoot {place}\nDocumentRoot {place}\nDefaultRuntimeDir {place}\n\
              PidFile {place}/pid\nErrorLog {place}/log\n\
-             ServerName localhost\nListen 127.0.0.1:{port}\n\
+             ServerName localhost\nListen {address}\n\
              LoadModule mpm_event_module {MODULES}/mod_mpm_event.so\n\
              LoadModule authz_core_module {MODULES}/mod_authz_core.so\n\
              User nobody\nGroup nogroup\n{lines}\n"
@@ -49,9 +50,13 @@ impl Apache {
             .stdout(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("apache2 (Debian package apache2-bin): {error}"));
-        let mut apache = Self { child, port, dir };
+        let mut apache = Self {
+            child,
+            address,
+            dir,
+        };
         let began = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while TcpStream::connect(address).is_err() {
             let log = || std::fs::read_to_string(apache.dir.path().join("log"));
             assert!(apache.child.try_wait().unwrap().is_none(), "{:?}", log());
             assert!(began.elapsed() < Duration::from_secs(30), "{:?}", log());
@@ -72,7 +77,7 @@ impl Drop for Apache {
 
 /// Hints at `count` pages and reads them. Returns requests and bytes.
 fn read_pages(apache: &Apache, bytes: &[u8], count: usize) -> (u64, u64) {
-    let http = open(&format!("http://127.0.0.1:{}/disk", apache.port)).unwrap();
+    let http = open(&format!("http://{}/disk", apache.address)).unwrap();
     let opened = http.stats();
     let pages: Vec<_> = (1..=count).map(|page| page * MIB / 4).collect();
     for some in pages.chunks(count.div_ceil(2)) {
@@ -93,7 +98,7 @@ fn read_pages(apache: &Apache, bytes: &[u8], count: usize) -> (u64, u64) {
 #[test]
 fn apache_sends_many_ranges_with_one_answer() {
     let bytes = noise(16 * MIB, 3);
-    let apache = Apache::start(&bytes, "");
+    let apache = Apache::start("127.0.0.2", &bytes, "");
     let (requests, fetched) = read_pages(&apache, &bytes, 60);
     assert_eq!(requests, 2);
     // And what is left of the first 256 KiB when it is counted.
@@ -103,7 +108,7 @@ fn apache_sends_many_ranges_with_one_answer() {
 #[test]
 fn an_apache_with_a_limit_sends_all_and_is_asked_for_one_range_at_a_time() {
     let bytes = noise(16 * MIB, 3);
-    let apache = Apache::start(&bytes, "MaxRanges 3");
+    let apache = Apache::start("127.0.0.4", &bytes, "MaxRanges 3");
     let (requests, fetched) = read_pages(&apache, &bytes, 20);
     assert_eq!(requests, 1 + 20);
     assert!(fetched < 1 << 20, "{fetched}");

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -193,13 +194,19 @@ fn a_page_or_an_encoded_body_is_no_download() {
 #[test]
 fn the_progress_ends_at_the_whole() {
     #[derive(Default)]
-    struct Seen(Mutex<Vec<(u64, u64)>>);
+    struct Seen {
+        all: Mutex<Vec<(u64, u64)>>,
+        last: Arc<AtomicU64>,
+    }
     impl Observer for Seen {
         fn progress(&self, what: &str, done: u64, total: u64) {
             assert_eq!(what, "downloading");
-            self.0.lock().unwrap().push((done, total));
+            self.all.lock().unwrap().push((done, total));
+            self.last.store(done, Ordering::SeqCst);
         }
     }
+    let seen = Arc::new(Seen::default());
+    let told = Arc::clone(&seen.last);
     let file = File::new(noise(MIB, 1));
     let server = Server::start(move |_| {
         let mut reply = file.whole();
@@ -208,19 +215,25 @@ fn the_progress_ends_at_the_whole() {
             return None;
         };
         for at in 0..4 {
-            let quarter = bytes.slice(at * MIB / 4..(at + 1) * MIB / 4);
+            let start = at * MIB / 4;
+            if at > 0 {
+                // Some of the quarter before was told of.
+                let before = (start - MIB / 4) as u64;
+                reply.steps.push(Step::Above(Arc::clone(&told), before));
+            }
+            // Longer than between two tellings.
+            reply.steps.push(Step::Sleep(Duration::from_millis(300)));
             reply
                 .steps
-                .extend([Step::Send(quarter), Step::Sleep(Duration::from_millis(300))]);
+                .push(Step::Send(bytes.slice(start..start + MIB / 4)));
         }
         Some(reply)
     });
-    let seen = Arc::new(Seen::default());
     let mut cx = Cx::new(0);
     cx.observer = seen.clone();
     Http::download(&server.url("/disk"), &options(), &cx).unwrap();
-    let seen = seen.0.lock().unwrap();
-    assert!(seen.len() >= 3, "{seen:?}");
+    let seen = seen.all.lock().unwrap();
+    assert!(seen.len() > 4, "{seen:?}");
     assert!(
         seen.iter().all(|&(_, total)| total == MIB as u64),
         "{seen:?}"

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -64,6 +64,8 @@ pub(crate) enum Step {
     /// Nothing more happens.
     Hang,
     Sleep(Duration),
+    /// Waits until the number is above this.
+    Above(Arc<AtomicU64>, u64),
 }
 
 /// An answer; `None` in place of one breaks the connection.
@@ -267,10 +269,9 @@ impl Server {
 
     /// The URL of `path`, which starts with a slash.
     pub(crate) fn url(&self, path: &str) -> String {
-        let host = if self.scheme == "https" {
-            "localhost"
-        } else {
-            "127.0.0.1"
+        let host = match self.scheme {
+            "https" => "localhost".to_owned(),
+            _ => self.address.ip().to_string(),
         };
         format!("{}://{host}:{}{path}", self.scheme, self.address.port())
     }
@@ -397,6 +398,13 @@ impl hyper::body::Body for Steps {
                     return Poll::Ready(Some(Err(std::io::Error::other("told to break off"))));
                 }
                 Some(Step::Sleep(time)) => self.sleep = Some(Box::pin(tokio::time::sleep(time))),
+                Some(Step::Above(number, least)) => {
+                    if number.load(Ordering::SeqCst) <= least {
+                        self.left.push_front(Step::Above(number, least));
+                        let pause = Duration::from_millis(2);
+                        self.sleep = Some(Box::pin(tokio::time::sleep(pause)));
+                    }
+                }
                 Some(Step::Hang) => {
                     self.left.push_front(Step::Hang);
                     return Poll::Pending;

@@ -307,7 +307,8 @@ fn decodes_of(file: &[u8], bytes: &[u8], cx: &Cx) -> u64 {
     let volume = open_on(&Probe::new(file.to_vec()).volume(), cx).unwrap();
     assert!(try_read_all(&volume).unwrap() == bytes);
     let decodes = decodes(&volume);
-    // Waits for those who still keep what they have decoded.
+    // What was decoded is still on its way to the disk, where closing waits for it for a moment only.
+    cx.pool.wait_idle();
     volume.close().unwrap();
     decodes
 }
@@ -347,6 +348,7 @@ fn only_the_blocks_that_were_decoded_are_kept_and_whatever_the_memory_they_are_f
     let volume = open_on(&Probe::new(file.clone()).volume(), &cx).unwrap();
     assert!(read(&volume, part, 10).unwrap() == bytes[part..part + 10]);
     let first = decodes(&volume);
+    cx.pool.wait_idle();
     volume.close().unwrap();
     assert!((1..12).contains(&first), "{first}");
     // With so little memory that each block is decoded in a pass of its own.
@@ -468,11 +470,14 @@ fn what_had_to_go_from_memory_or_another_mount_has_decoded_is_not_decoded_again(
     let folder = tempfile::tempdir().unwrap();
     let bytes = noise(16 * MIB, 86);
     let file = xz(&bytes, &["-0", "--block-size=1MiB"]);
-    let open = || open_on(&Probe::new(file.clone()).volume(), &keeping(folder.path())).unwrap();
-    let (first, second) = (open(), open());
+    let open_in = |cx: &Cx| open_on(&Probe::new(file.clone()).volume(), cx).unwrap();
+    let open = || open_in(&keeping(folder.path()));
+    let cx = keeping(folder.path());
+    let (first, second) = (open_in(&cx), open());
     // Twice as much as fits memory, twice.
     for _ in 0..2 {
         assert!(try_read_all(&first).unwrap() == bytes);
+        cx.pool.wait_idle();
     }
     assert!((16..20).contains(&decodes(&first)), "{}", decodes(&first));
     first.close().unwrap();

@@ -61,7 +61,7 @@ enum Phase {
     Running,
     Done,
     Failed(Error),
-    /// Given up before it began: ask for the block anew.
+    /// Given up before it was decoded: ask for the block anew.
     Dropped,
 }
 
@@ -148,6 +148,12 @@ impl Block {
             state.phase = Phase::Dropped;
         }
         free
+    }
+
+    /// Gives up a block that was claimed: whoever waits asks for it anew.
+    pub(super) fn drop_begun(&self) {
+        self.lock().phase = Phase::Dropped;
+        self.changed.notify_all();
     }
 
     /// A sign of life: input has come.

@@ -13,6 +13,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STALL_PART: u32 = 4;
 /// ... or after this time: a fresh connection is then more likely to help than more waiting.
 const LONGEST_STALL: Duration = Duration::from_secs(15);
+/// An attempt that has less than this part of such a wait to itself is not made: it would fail for want of time,
+/// and that would be told in place of what is wrong.
+const LEAST_PART: u32 = 4;
 
 /// Repeats something until it gets no further for a time. However long the whole takes does not
 /// matter.
@@ -41,8 +44,12 @@ impl Patience {
 
     /// How long to wait for the server's next word, at least a moment.
     pub(super) fn stall(&self) -> Duration {
-        let most = (self.limit / STALL_PART).min(LONGEST_STALL);
+        let most = self.longest_stall();
         most.min(self.left()).max(Duration::from_millis(1))
+    }
+
+    fn longest_stall(&self) -> Duration {
+        (self.limit / STALL_PART).min(LONGEST_STALL)
     }
 
     /// Whether the time is over.
@@ -58,7 +65,8 @@ impl Patience {
     /// clients do not come back at once, and never shorter than the server asks.
     ///
     /// # Errors
-    /// `TimedOut`, because of `error`, when the limit would pass before the wait is over.
+    /// `TimedOut`, because of `error`, when the limit would pass before the wait is over, or so soon after it
+    /// that no answer could come.
     pub(super) async fn pause(
         &mut self,
         error: Error,
@@ -69,7 +77,8 @@ impl Patience {
             .min(LONGEST_PAUSE);
         let pause = jitter(backoff).max(asked.unwrap_or_default());
         self.failures = self.failures.saturating_add(1);
-        if pause >= self.left() {
+        let least = self.longest_stall() / LEAST_PART;
+        if pause.saturating_add(least) >= self.left() {
             return Err(self.give_up(error, asked));
         }
         tracing::warn!(
@@ -130,5 +139,27 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.kind(), Kind::TimedOut);
         assert!(error.to_string().contains("3600"), "{error}");
+    }
+
+    #[test]
+    fn an_attempt_that_has_no_time_for_an_answer_is_not_begun() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        // The wait would be over before the limit, by much less than a server needs to answer.
+        let limit = Duration::from_secs(60);
+        let mut patience = Patience::new(limit);
+        let broken = Error::new(Kind::Io, "502 Bad Gateway");
+        let asked = Some(limit.checked_sub(Duration::from_secs(3)).unwrap());
+        let wait = async {
+            let wait = patience.pause(broken, asked);
+            tokio::time::timeout(Duration::from_secs(10), wait).await
+        };
+        let ended = runtime.block_on(wait);
+        let error = ended.expect("it waits").unwrap_err();
+        assert_eq!(error.kind(), Kind::TimedOut);
+        let said = error.report().to_string();
+        assert!(said.contains("502 Bad Gateway"), "{said}");
     }
 }

@@ -15,21 +15,20 @@
 //! compared with them each time they are read. Two writers write the same bytes to the same
 //! places, which is harmless.
 
+mod header;
 #[cfg(test)]
 mod tests;
 
-use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sha2::{Digest, Sha256};
 use twox_hash::XxHash3_64;
 
+use self::header::{read_header, remove_damaged, write_header};
 use super::folder;
 use super::image::Image;
 use crate::bytes::is_zero;
@@ -61,8 +60,6 @@ const LONGEST: u64 = 1 << 62;
 /// limit if that is less.
 const LOOK_EACH: u64 = 32 << 20;
 const LOOK_PART: u64 = 16;
-
-const MAGIC: &[u8; 16] = b"loopmount pages1";
 
 /// An open file of pages.
 #[derive(Debug)]
@@ -98,16 +95,17 @@ impl Pages {
         if let Some(pages) = made() {
             return Ok(pages);
         }
-        // Whoever has the damaged one open goes on with it.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        match File::options().read(true).write(true).open(path) {
+            Ok(found) if read_header(&found, key).is_none() => remove_damaged(&found, path)?,
+            // Another process was faster: that one is shared.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => fs::remove_file(path)?,
         }
         let (file, new) = folder::new_beside(path)?;
         let result = write_header(&file, key).and_then(|()| fs::hard_link(&new, path));
         let _ = fs::remove_file(&new);
         match result {
-            // Another process was faster: that one is shared.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => made().ok_or_else(|| io::ErrorKind::NotFound.into()),
         }
@@ -465,28 +463,4 @@ fn chunk_record_at(chunk: u64) -> u64 {
 fn data_at(number: u64) -> u64 {
     let (span, within) = (number / SPAN_PAGES, number % SPAN_PAGES);
     HEADER + span * SPAN + ZEROS + RECORDS + within * PAGE_BYTES
-}
-
-fn header(id: u64, key: &str) -> Vec<u8> {
-    let mut header = MAGIC.to_vec();
-    header.extend(id.to_le_bytes());
-    header.extend(Sha256::digest(key.as_bytes()));
-    let digest = Sha256::digest(&header);
-    header.extend(digest);
-    header
-}
-
-/// The id in the header.
-fn read_header(file: &File, key: &str) -> Option<u64> {
-    let mut found = header(0, key);
-    file.read_exact_at(&mut found, 0).ok()?;
-    let id = found.get(MAGIC.len()..)?.first_chunk()?;
-    let id = u64::from_le_bytes(*id);
-    (found == header(id, key)).then_some(id)
-}
-
-fn write_header(file: &File, key: &str) -> io::Result<()> {
-    // Keys of hash maps are random.
-    let id = RandomState::new().build_hasher().finish();
-    file.write_all_at(&header(id, key), 0)
 }

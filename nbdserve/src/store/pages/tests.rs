@@ -214,3 +214,53 @@ fn a_page_of_zeroes_is_zero_whatever_lies_in_its_place() {
     pages.file.write_all_at(&[1], data_at(9)).unwrap();
     assert_eq!(read(&pages, 8 * PAGE, 2 * PAGE), None);
 }
+
+/// As many as like make the same file at once, and share it.
+fn made_at_once(folder: &Path) {
+    let store = Store::open(folder).unwrap();
+    let start = std::sync::Barrier::new(8);
+    let make = || {
+        let place = Place::new(store.clone(), "an image");
+        start.wait();
+        place.pages("p").expect("it is made or shared")
+    };
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+        threads.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let ids: Vec<_> = made.iter().map(Pages::id).collect();
+    assert_eq!(ids, [ids[0]; 8]);
+    assert_eq!(
+        place(folder).find_pages("p").map(|one| one.id()),
+        Some(ids[0])
+    );
+}
+
+#[test]
+fn all_who_make_the_same_pages_at_once_share_them() {
+    for _ in 0..30 {
+        let folder = tempfile::tempdir().unwrap();
+        made_at_once(folder.path());
+        // And where a damaged file lies.
+        fs::write(file_in(folder.path()), b"damaged").unwrap();
+        made_at_once(folder.path());
+    }
+}
+
+#[test]
+fn who_has_seen_a_damaged_file_leaves_the_good_one_that_took_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(place(folder.path()).pages("p").unwrap());
+    let path = file_in(folder.path());
+    fs::write(&path, b"damaged").unwrap();
+    let damaged = File::open(&path).unwrap();
+    let good = place(folder.path()).pages("p").unwrap();
+    remove_damaged(&damaged, &path).unwrap();
+    assert!(place(folder.path()).find_pages("p").unwrap().id() == good.id());
+    // A file that is still in its place goes, and one that is gone is no error.
+    let there = File::open(&path).unwrap();
+    for _ in 0..2 {
+        remove_damaged(&there, &path).unwrap();
+        assert!(!path.exists());
+    }
+}
