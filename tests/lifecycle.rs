@@ -572,6 +572,7 @@ fn a_mount_point_removed_from_another_namespace_ends_the_unit() {
     let (sandbox, image, point) = plain_unit();
     remove_behind(&point);
     unmount_or_gone(&sandbox, &image);
+    until_no_loop(&image);
     sandbox.loopmount().arg("--list").ok();
     sandbox.assert_clean();
 }

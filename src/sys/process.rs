@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn what_was_inherited_is_closed_from_a_number_on() {
         // Numbers that no other test of this process gets.
-        for (first, close) in [(600, close_inherited as fn(RawFd)), (700, close_each)] {
+        for (first, close) in [(900, close_inherited as fn(RawFd)), (950, close_each)] {
             let file = tempfile::tempfile().unwrap();
             let open_at = |number: RawFd| {
                 // SAFETY: the call takes integers and closes nothing.
