@@ -16,7 +16,7 @@ use common::images::{self, HELLO};
 use common::run::send_signal;
 use common::sandbox::{SERVED, plain_unit, with_small_disk};
 use common::system::mount_at;
-use common::{Sandbox, Who, must, until};
+use common::{Sandbox, Who, must, until, until_no_loop};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     sendmsg, socketpair,
@@ -60,19 +60,20 @@ fn lazy_takes_a_busy_mount_out_of_sight_and_the_rest_when_it_is_free() {
         let image = sandbox.image(&common::images().disk_xz());
         let point = sandbox.mount(&["--via", via], &image, "mnt");
         let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-        lazy(&sandbox, &point, holder);
+        lazy(&sandbox, &image, &point, holder);
     }
-    let (sandbox, _, point) = plain_unit();
+    let (sandbox, image, point) = plain_unit();
     let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-    lazy(&sandbox, &point, holder);
+    lazy(&sandbox, &image, &point, holder);
 }
 
-fn lazy(sandbox: &Sandbox, point: &Path, holder: Holder) {
+fn lazy(sandbox: &Sandbox, image: &Path, point: &Path, holder: Holder) {
     let unmount = sandbox.loopmount().args(["--lazy", "-u"]);
     unmount.arg(point).ok();
     assert!(mount_at(point).is_none());
     // What was open can still be read.
     holder.release().expect(0);
+    until_no_loop(image);
     sandbox.loopmount().arg("--list").ok();
     sandbox.assert_clean();
 }

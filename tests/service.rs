@@ -13,7 +13,7 @@ use common::helper_link::HelperLink;
 use common::images::HELLO;
 use common::sandbox::{EVERYBODY, with_small_disk};
 use common::system::mount_at;
-use common::{PATIENCE, Sandbox, Who};
+use common::{PATIENCE, Sandbox, Who, until_no_loop};
 use rustix::process::Signal;
 
 /// The carried disk, a mount point, and the link for mount(8).
@@ -84,6 +84,7 @@ fn rw_alone_does_not_write_and_write_does() {
     assert!(point.join("new").exists());
     sandbox.tool("umount").arg(&point).ok();
     // No process of ours has seen the end of these: the next look at the list clears them away.
+    until_no_loop(&disk);
     sandbox.loopmount().arg("--list").ok();
     sandbox.assert_clean();
 }
