@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 /// Device and inode.
@@ -77,6 +77,27 @@ impl Folder {
 
     const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
+    /// What has this name in it; a link is not followed.
+    pub(crate) fn entry(&self, name: &str) -> Result<Stat, Errno> {
+        rustix::fs::statat(self.dir()?, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// All names in it.
+    pub(crate) fn names(&self) -> Result<impl Iterator<Item = std::ffi::CString> + use<>, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(self.dir()?, ".", flags, Mode::empty())?;
+        let entries = rustix::fs::Dir::new(dir)?;
+        Ok(entries
+            .map_while(Result::ok)
+            .map(|entry| entry.file_name().to_owned()))
+    }
+
+    /// Whether everybody may make files in it, and only their owners remove them, as in `/tmp`.
+    pub(crate) fn is_shared(&self) -> Result<bool, Errno> {
+        let mode = rustix::fs::fstat(self.dir()?)?.st_mode;
+        Ok(is_shared(mode))
+    }
+
     /// Opens `inner` without leaving the folder: `XDEV` where the name does, `LOOP` where it leads
     /// through a link of `/proc` that is none, or in circles.
     pub(crate) fn open(&self, inner: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -122,6 +143,11 @@ impl Folder {
     fn dir(&self) -> Result<&OwnedFd, Errno> {
         self.dir.as_ref().map_err(|errno| *errno)
     }
+}
+
+fn is_shared(mode: RawMode) -> bool {
+    let mode = Mode::from_raw_mode(mode);
+    mode.contains(Mode::SVTX | Mode::WOTH)
 }
 
 /// The folders that names may lead into.
@@ -227,6 +253,18 @@ mod tests {
             for name in ["link", "deep/file", "..", "../file", "/etc/passwd", ""] {
                 assert_eq!(open(name), Err(Errno::NOSYS), "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn only_a_folder_that_everybody_writes_to_and_keeps_from_others_is_shared() {
+        for (mode, shared) in [
+            (0o1777, true),
+            (0o1703, true),
+            (0o777, false),
+            (0o1775, false),
+        ] {
+            assert_eq!(is_shared(mode), shared, "{mode:o}");
         }
     }
 }
