@@ -121,8 +121,8 @@ fn a_sequential_reader_of_zeroes_decodes_one_block() {
         assert!(buf.iter().all(|byte| *byte == 0), "{at}");
     }
     let decodes = volume.stats().blocks.unwrap().decodes;
-    // Some are on their way before the first has turned out to be zero.
-    assert!(decodes <= 8, "{decodes} of 200 blocks were decoded");
+    // As many as there is memory for may be on their way before the first has turned out to be zero.
+    assert!(decodes <= 64 / 4, "{decodes} of 200 blocks were decoded");
 }
 
 /// A zero block with a wrong check, beside zero blocks with a right one: its bytes differ, so it is

@@ -155,7 +155,9 @@ fn run_command(
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
+    // No mount follows a symbolic link, and XDG_RUNTIME_DIR may be behind one.
     let folder = state.private_target(&id);
+    let folder = find::absolute_without_touching(&folder).unwrap_or(folder);
     let mut request = cli.request(id, name, folder.clone(), true, true)?;
     let mut channel = None;
     if source.try_plain(&mut request)?.is_none() {

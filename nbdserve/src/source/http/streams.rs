@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::locality::Locality;
+use super::locality::{Locality, Width};
 use super::store::{CHUNK, PAGE, chunks};
 use crate::ByteRange;
 
@@ -16,7 +16,12 @@ const GUIDED_WINDOW: u64 = 4 << 10;
 /// It is taken for said no longer after so many reads without a word.
 const GUIDED_READS: u64 = 256;
 /// Where most of what lies near to each other is read, though in no order, that much is fetched.
-const REACHES: [u64; 3] = [WINDOW, 256 << 10, 1 << 20];
+const WIDTHS: [Width; 4] = [
+    Width::new(WINDOW, 16, 16),
+    Width::new(256 << 10, 16, 16),
+    Width::new(1 << 20, 16, 16),
+    Width::new(4 << 20, 256, 32),
+];
 /// Readers that are recognised at the same time.
 const MOST_STREAMS: usize = 16;
 /// A read this far beyond the last one still continues it: the kernel reads ahead with several
@@ -81,7 +86,7 @@ impl Streams {
             most: most.max(WINDOW),
             clock: 0,
             guided: None,
-            locality: Locality::new(&REACHES),
+            locality: Locality::new(&WIDTHS),
             live: VecDeque::new(),
             hinted: VecDeque::new(),
         }
