@@ -229,7 +229,7 @@ impl Source {
         } else {
             OpenMode::ReadOnly
         };
-        let opened = split::open(image, look(&cli.layers)?, mode);
+        let opened = split::open(image, look(&cli.layers)?, mode, &cli.references);
         let opened = opened.map_err(|error| {
             let may_not = matches!(error.kind(), Kind::Denied | Kind::ReadOnly);
             // Another reason, such as a lock, has its own hint.

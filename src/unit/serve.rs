@@ -372,7 +372,10 @@ fn open(request: &Request, image: Image, mut cx: Cx) -> Result<Resolved> {
             } else {
                 OpenMode::ReadOnly
             };
-            cx.references = References::of(&request.image, &request.references)?;
+            // The first part, of an image in parts. Its folder is the one that has this file in it.
+            if let Some(opened) = fds.first() {
+                cx.references = References::of(&request.image, opened, &request.references)?;
+            }
             open_files(fds, &name, mode)?
         }
         Image::Remote(remote) => {
