@@ -168,9 +168,13 @@ impl BlockDevice {
         for (path, make) in places {
             match open_or_make(&path, make, device, options) {
                 Ok(file) => return Ok((file, path)),
-                // Busy is an answer; a node elsewhere would give the same.
+                // These are answers; a node elsewhere would give the same.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     return Err(Error::io(format!("{} is in use", path.display()), error));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                    let what = format!("{} is being taken away", path.display());
+                    return Err(Error::io(what, error));
                 }
                 Err(error) => {
                     let verb = if make { "make and open" } else { "open" };
@@ -179,6 +183,15 @@ impl BlockDevice {
             }
         }
         Err(last)
+    }
+
+    /// Whether a failed [`Self::open`] met the end of what the device was: it will be another one, or
+    /// none.
+    #[must_use]
+    pub fn was_going(error: &Error) -> bool {
+        let cause = std::error::Error::source(error);
+        let cause = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+        cause.and_then(io::Error::raw_os_error) == Some(libc::ENXIO)
     }
 
     /// Removes what [`Self::open`] has made, if anything.
@@ -284,6 +297,14 @@ fn is_node_of(path: &Path, device: libc::dev_t) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_is_being_taken_away_is_told_by_the_systems_answer() {
+        let error = |errno| Error::io("cannot open it", io::Error::from_raw_os_error(errno));
+        assert!(BlockDevice::was_going(&error(libc::ENXIO)));
+        assert!(!BlockDevice::was_going(&error(libc::ENOENT)));
+        assert!(!BlockDevice::was_going(&Error::new(Kind::Io, "of our own")));
+    }
 
     #[test]
     fn a_name_cannot_lead_out_of_sys_block() {

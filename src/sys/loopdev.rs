@@ -140,8 +140,8 @@ pub fn attach(config: &Config<'_>) -> Result<Attached> {
         };
         let (device, path) = match block.open(&options) {
             Ok(opened) => opened,
-            // Removed again in between.
-            Err(_) if block.number().is_none() => continue,
+            // Removed again in between, or taken and let go of.
+            Err(error) if block.number().is_none() || BlockDevice::was_going(&error) => continue,
             Err(error) => return Err(error),
         };
         // SAFETY: the structure has the kernel's layout and outlives the call; the descriptor in

@@ -104,7 +104,11 @@ pub fn detach(number: u32, id: &str) -> Result<bool> {
     if block.attribute("loop/backing_file").is_none() {
         return Ok(false);
     }
-    let (device, _) = block.open(&crate::sys::block::Options::default())?;
+    let device = match block.open(&crate::sys::block::Options::default()) {
+        Ok((device, _)) => device,
+        Err(error) if BlockDevice::was_going(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
     let ours = loopdev::status(&device)?
         .is_some_and(|status| id_in_name(&String::from_utf8_lossy(&status.name)) == Some(id));
     if !ours {
