@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use common::holder::Holder;
 use common::images::{self, HELLO};
+use common::run::send_signal;
 use common::sandbox::{SERVED, plain_unit, with_small_disk};
 use common::system::mount_at;
-use common::{Sandbox, Who, must};
+use common::{Sandbox, Who, must, until, until_no_loop};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     sendmsg, socketpair,
 };
+use rustix::process::Signal;
 
 #[test]
 fn a_busy_mount_stays_and_who_holds_it_is_named() {
@@ -58,19 +60,20 @@ fn lazy_takes_a_busy_mount_out_of_sight_and_the_rest_when_it_is_free() {
         let image = sandbox.image(&common::images().disk_xz());
         let point = sandbox.mount(&["--via", via], &image, "mnt");
         let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-        lazy(&sandbox, &point, holder);
+        lazy(&sandbox, &image, &point, holder);
     }
-    let (sandbox, _, point) = plain_unit();
+    let (sandbox, image, point) = plain_unit();
     let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-    lazy(&sandbox, &point, holder);
+    lazy(&sandbox, &image, &point, holder);
 }
 
-fn lazy(sandbox: &Sandbox, point: &Path, holder: Holder) {
+fn lazy(sandbox: &Sandbox, image: &Path, point: &Path, holder: Holder) {
     let unmount = sandbox.loopmount().args(["--lazy", "-u"]);
     unmount.arg(point).ok();
     assert!(mount_at(point).is_none());
     // What was open can still be read.
     holder.release().expect(0);
+    until_no_loop(image);
     sandbox.loopmount().arg("--list").ok();
     sandbox.assert_clean();
 }
@@ -95,6 +98,34 @@ fn a_covered_mount_is_not_confused_with_what_covers_it() {
         sandbox.unmount(&point);
         sandbox.assert_clean();
     }
+}
+
+#[test]
+fn a_supervisor_that_is_to_end_waits_for_what_covers_its_mount() {
+    let (sandbox, image) = with_small_disk(Who::Root);
+    let point = sandbox.mount(&["--via", "fuse"], &image, "mnt");
+    must(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "lm-cover"])
+            .arg(&point),
+    );
+    let [unit] = &sandbox.units()[..] else {
+        panic!("one unit")
+    };
+    let [supervisor] = &sandbox.processes_of("__supervise")[..] else {
+        panic!("one supervisor")
+    };
+    send_signal(supervisor.pid, Signal::TERM);
+    let log = || std::fs::read_to_string(unit.join("log")).unwrap();
+    let covered = |log: &str| log.matches("covered").count();
+    until("it has tried", || covered(&log()) > 0);
+    // Long enough for a second try, or for thousands.
+    std::thread::sleep(Duration::from_millis(1500));
+    let log = log();
+    assert_eq!(covered(&log), 1, "{log}");
+    must(Command::new("umount").arg(&point));
+    until("it goes by itself", || mount_at(&point).is_none());
+    sandbox.assert_clean();
 }
 
 #[test]
@@ -127,6 +158,38 @@ fn an_image_in_an_image_is_named_by_its_device() {
     unmount.fails(4).says(&["in use by /dev/loop", &said]);
     sandbox.unmount(&below);
     sandbox.unmount(&point);
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_loop_device_over_what_does_not_answer_holds_up_no_command() {
+    let sandbox = Sandbox::new(Who::Root);
+    let image = sandbox.image(&common::images().ext4());
+    let raw = sandbox.join("raw");
+    sandbox
+        .loopmount()
+        .args(["--fuse", "-w"])
+        .args([&image, &raw])
+        .ok();
+    let [server] = &sandbox.processes_of("__serve")[..] else {
+        panic!("one server")
+    };
+    // Of somebody else, and detached by its last user as ours are.
+    let other = sandbox.new_dir("other");
+    must(
+        Command::new("mount")
+            .args(["-o", "loop,ro"])
+            .args([&raw, &other]),
+    );
+    // So long the kernel believes what it was told of a file that is written to.
+    std::thread::sleep(Duration::from_millis(1500));
+    send_signal(server.pid, Signal::STOP);
+    let mut list = sandbox.loopmount().arg("--list").spawn();
+    until("the list is there", || !list.is_running());
+    send_signal(server.pid, Signal::CONT);
+    list.wait().expect(0);
+    must(Command::new("umount").arg(&other));
+    sandbox.unmount(&raw);
     sandbox.assert_clean();
 }
 

@@ -4,14 +4,15 @@
 use std::fs::{self, File, OpenOptions};
 use std::ops::Deref;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use loopmount::sys::mountinfo::{MountWatch, at_target, mounts};
+use loopmount::sys::mountinfo::{Mount, MountWatch, at_target, mounts};
 use loopmount::target::kernel_mount::{MountOptions, mount_fs};
 use loopmount::target::loop_device::{self, LoopDevice, LoopOptions};
+use loopmount::unit::undo::{self, Stayed};
 use nbdfuse::mount::{Mode, Unmounted, unmount};
 use nbdserve::Kind;
 use tempfile::TempDir;
@@ -116,7 +117,7 @@ fn mount_point(dir: &TempDir) -> MountPoint {
 }
 
 fn is_attached(id: &str) -> bool {
-    loop_device::find()
+    loop_device::find(|_, _| true)
         .expect("list loop devices")
         .iter()
         .any(|found| found.id == id)
@@ -208,7 +209,7 @@ fn a_window_of_the_file_is_shown_and_read_only_is_kept() {
                 .and_then(|()| node.sync_all())
         });
     assert!(write.is_err());
-    let found = loop_device::find().unwrap();
+    let found = loop_device::find(|_, _| true).unwrap();
     let found = found.iter().find(|found| found.id == id).unwrap();
     assert!(found.status.read_only && found.status.autoclear);
     assert_eq!((found.status.offset, found.status.size), (4096, 8192));
@@ -413,4 +414,73 @@ fn a_mount_and_an_unmount_wake_the_watch_and_busy_is_said() {
     assert!(is_attached(&id), "the open file keeps it");
     drop(held);
     wait_until_detached(&id);
+}
+
+#[test]
+fn a_kernel_mount_follows_no_link() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("elsewhere/mnt")).unwrap();
+    symlink("elsewhere", dir.path().join("folder")).unwrap();
+    symlink("elsewhere", dir.path().join("mnt")).unwrap();
+    for target in ["mnt", "folder/mnt"] {
+        let target = dir.path().join(target);
+        let options = mount_options("tmpfs", false);
+        let error = mount_fs(Path::new("none"), &target, &options).unwrap_err();
+        let hint = error.report().hint.unwrap();
+        assert!(hint.contains("symbolic link"), "{error} {hint}");
+    }
+    let elsewhere = dir.path().join("elsewhere");
+    let led = |mount: &&Mount| mount.target.starts_with(&elsewhere);
+    assert_eq!(mounts().unwrap().iter().filter(led).count(), 0);
+}
+
+/// Mounts an empty file system there and gives its entry in the mount table.
+fn mount_tmpfs(target: &Path) -> Mount {
+    let options = mount_options("tmpfs", false);
+    mount_fs(Path::new("none"), target, &options).expect("mount a tmpfs");
+    let table = mounts().expect("read the mount table");
+    at_target(&table, target).expect("it is there").clone()
+}
+
+#[test]
+fn who_is_late_does_not_take_away_what_was_below() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = mount_point(&dir);
+    let lower = mount_tmpfs(&target);
+    let upper = mount_tmpfs(&target);
+    let covered = undo::unmount(&lower, Mode::Normal).unwrap_err();
+    assert!(matches!(covered, Stayed::Covered(_)), "{covered:?}");
+    // Two have seen the upper one; this is the faster.
+    unmount_when_free(&target);
+    for mode in [Mode::Normal, Mode::Lazy] {
+        undo::unmount(&upper, mode).unwrap();
+        assert_eq!(at_target(&mounts().unwrap(), &target), Some(&lower));
+    }
+    undo::unmount(&lower, Mode::Lazy).unwrap();
+    assert_eq!(at_target(&mounts().unwrap(), &target), None);
+}
+
+#[test]
+fn a_mount_below_a_covered_folder_is_not_confused_with_what_is_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = MountPoint::new(&dir, "folder");
+    let outer = mount_tmpfs(&folder);
+    fs::create_dir(folder.join("mnt")).unwrap();
+    let inner = mount_tmpfs(&folder.join("mnt"));
+    let cover = mount_tmpfs(&folder);
+    fs::create_dir(folder.join("mnt")).unwrap();
+    let other = mount_tmpfs(&folder.join("mnt"));
+    for mode in [Mode::Normal, Mode::Lazy] {
+        let hidden = undo::unmount(&inner, mode).unwrap_err();
+        assert!(matches!(hidden, Stayed::Covered(_)), "{hidden:?}");
+    }
+    let table = mounts().unwrap();
+    for mount in [&outer, &inner, &cover, &other] {
+        assert!(table.contains(mount), "{mount:?}");
+    }
+    undo::unmount(&other, Mode::Lazy).unwrap();
+    undo::unmount(&cover, Mode::Lazy).unwrap();
+    undo::unmount(&inner, Mode::Lazy).unwrap();
+    undo::unmount(&outer, Mode::Lazy).unwrap();
+    assert_eq!(at_target(&mounts().unwrap(), &folder), None);
 }

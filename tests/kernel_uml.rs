@@ -46,7 +46,7 @@ fn a_test_that_fails_inside_fails_outside() {
 #[test]
 fn a_program_that_hangs_is_killed_with_its_kernel() {
     // run() itself sees to it that no process is left.
-    let outcome = uml::run("echo started; sleep 1000", Duration::from_secs(20));
+    let outcome = uml::run("echo started; sleep 1000", Duration::from_secs(5));
     assert_eq!(outcome.status, None);
     assert!(outcome.output.contains("started"), "{outcome:?}");
 }

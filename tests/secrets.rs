@@ -13,7 +13,7 @@ use common::pty::Dialog;
 use common::run::{Outcome, send_signal};
 use common::sandbox::EVERYBODY;
 use common::system::{Process, mount_at};
-use common::{Sandbox, Who, require_tool, until};
+use common::{Sandbox, Who, eventually, require_tool, until};
 use rustix::process::Signal;
 
 /// An encrypted ext4 with `hello` in it.
@@ -323,18 +323,26 @@ fn only(sandbox: &Sandbox, role: &str) -> Process {
 
 /// Whether `needle` is in what a process can write to.
 fn is_in_memory(pid: u32, needle: &str) -> bool {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
-    maps.lines()
-        .filter(|line| line.split(' ').nth(1).is_some_and(|p| p.starts_with("rw")))
-        .any(|line| {
-            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+    // Threads end and stacks go while this reads: then it starts again, with what is there now.
+    eventually("all of a process's memory can be read", || {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        for line in maps.lines() {
+            let mut fields = line.split(' ');
+            let (start, end) = fields.next().unwrap().split_once('-').unwrap();
+            if !fields.next().unwrap().starts_with("rw") {
+                continue;
+            }
             let number = |text| u64::from_str_radix(text, 16).unwrap();
             let (start, end) = (number(start), number(end));
             let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-            memory.read_exact_at(&mut bytes, start).is_ok()
-                && bytes.windows(needle.len()).any(|w| w == needle.as_bytes())
-        })
+            memory.read_exact_at(&mut bytes, start).ok()?;
+            if bytes.windows(needle.len()).any(|w| w == needle.as_bytes()) {
+                return Some(true);
+            }
+        }
+        Some(false)
+    })
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -203,6 +204,109 @@ fn writes_reach_every_part() {
             .collect();
         assert!(found == expected, "{who:?}");
     }
+}
+
+/// Who makes an image may own its folder too, and put a link where a part would be.
+#[test]
+fn a_part_that_is_a_link_to_a_file_of_root_is_refused_by_name() {
+    let (sandbox, raw) = raw_disk(Who::Root);
+    let bytes = fs::read(&raw).unwrap();
+    let (outer, secret) = (sandbox.new_dir("private"), "private/shadow");
+    let secret = sandbox.new_file(secret, vec![b'x'; bytes.len() - (5 << 20)]);
+    let own = sandbox.new_dir("own");
+    let first = sandbox.new_file("own/disk.img.001", &bytes[..5 << 20]);
+    let second = own.join("disk.img.002");
+    symlink(&secret, &second).unwrap();
+    let target = sandbox.join("shown");
+    let reference = format!("--references {}", outer.display());
+    for args in [
+        &["--fuse"][..],
+        &["--fuse", "-w"],
+        &["--fuse", "--layer=split"],
+    ] {
+        sandbox
+            .loopmount()
+            .args(args)
+            .args([&first, &target])
+            .fails(1)
+            .says(&[
+                second.to_str().unwrap(),
+                secret.to_str().unwrap(),
+                &reference,
+            ]);
+        assert!(!target.exists());
+    }
+    sandbox
+        .loopmount()
+        .arg("--info")
+        .arg(&first)
+        .fails(1)
+        .says(&[&reference]);
+
+    // Both of what the hint says.
+    let named = format!("--references={}", outer.display());
+    for (args, expected) in [
+        (&[&named, "--layer=split", "--layer=raw"][..], bytes.len()),
+        (&["--layer=split:parts=1", "--layer=raw"], 5 << 20),
+    ] {
+        let show = sandbox.loopmount().arg("--fuse").args(args);
+        show.args([&first, &target]).ok();
+        assert_eq!(sandbox.read(&target).len(), expected);
+        sandbox.unmount(&target);
+    }
+}
+
+#[test]
+fn a_part_of_another_user_in_a_folder_of_everybody_is_refused_by_name() {
+    let (sandbox, raw) = raw_disk(Who::Root);
+    let shared = sandbox.new_dir("shared");
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
+    let bytes = fs::read(&raw).unwrap();
+    let (one, two) = bytes.split_at(bytes.len() / 2);
+    let first = sandbox.new_file("shared/disk.001", one);
+    let second = sandbox.new_file("shared/disk.002", two);
+    let info = |first: &Path| sandbox.loopmount().arg("--info").arg(first);
+    info(&first).ok();
+    chown(&second, Some(1234), None).unwrap();
+    let option = format!("--references {}", shared.display());
+    info(&first)
+        .fails(1)
+        .says(&["disk.002", "belongs to the user 1234", &option]);
+    sandbox
+        .loopmount()
+        .args(["--info", &option.replace(' ', "=")])
+        .arg(&first)
+        .ok();
+    // All of one user, and those of a user with one of root.
+    chown(&first, Some(1234), None).unwrap();
+    info(&first).ok();
+    chown(&second, Some(0), None).unwrap();
+    info(&first).ok();
+    // What root keeps there is not for a link of that user.
+    let kept = sandbox.join("shared/kept");
+    fs::rename(&second, &kept).unwrap();
+    symlink("kept", &second).unwrap();
+    lchown(&second, Some(1234), None).unwrap();
+    info(&first).fails(1).says(&["disk.002"]);
+}
+
+#[test]
+fn the_first_part_may_be_in_the_current_folder() {
+    let (sandbox, raw) = raw_disk(Who::User);
+    let parts = cut(&sandbox, &raw, 5 << 20);
+    let told = format!("{} parts, disk.img.001", parts.len());
+    let info = |name: &str| {
+        sandbox
+            .loopmount()
+            .args(["--info", name])
+            .cwd(sandbox.path())
+    };
+    let out = info("disk.img.001").ok().out();
+    assert!(out.contains(&told), "{out}");
+    fs::remove_file(&parts[1]).unwrap();
+    info("disk.img.001")
+        .fails(1)
+        .says(&["disk.img.002 is missing"]);
 }
 
 #[test]

@@ -274,13 +274,13 @@ fn without_a_target_all_is_read_now() {
         .arg("--prefetch")
         .arg(&image)
         .ok()
-        .says(&["read 16 MiB"]);
+        .says_at_last(&["read 16 MiB"]);
     sandbox
         .loopmount()
         .args(["--prefetch", "-P", "2"])
         .arg(&image)
         .ok()
-        .says(&["read "]);
+        .says_at_last(&["read "]);
     // Nothing of a plain file is kept, and that is said.
     let plain = sandbox.new_file("plain", vec![1; 100_000]);
     sandbox
@@ -288,7 +288,7 @@ fn without_a_target_all_is_read_now() {
         .args(["--prefetch", "--layer=raw"])
         .arg(&plain)
         .ok()
-        .says(&["nothing of it is kept but by the kernel"]);
+        .says_at_last(&["nothing of it is kept but by the kernel"]);
 }
 
 #[test]

@@ -97,6 +97,23 @@ fn without_a_runtime_folder_the_state_is_in_tmp_and_must_be_our_own() {
     let listed = listed.expect(0);
     assert!(!listed.out().contains(&id));
     assert!(raw.exists(), "somebody else had it removed");
+
+    // They know the ids of all that is mounted.
+    let point = sandbox.mount(&[], &image, "other");
+    let id = sandbox.unit_id();
+    let unit = state.join(&id);
+    fs::create_dir_all(&unit).unwrap();
+    must(Command::new("mkfifo").arg(unit.join("unit.json")));
+    must(Command::new("mkfifo").arg(unit.join("lock")));
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+    let listed = loopmount().arg("--list").run();
+    let unmounted = loopmount().arg("-u").arg(&point).run();
+    fs::remove_dir_all(&state).unwrap();
+    let listed = listed.expect(0).out();
+    let line = listed.lines().find(|line| line.contains(&id)).unwrap();
+    assert!(line.ends_with("mounted"), "{line}");
+    unmounted.expect(0);
+    sandbox.assert_clean();
 }
 
 #[test]

@@ -7,7 +7,9 @@
 
 mod common;
 
+use std::ffi::CString;
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,11 +67,11 @@ fn mounts_on_every_name(folder: &Path) {
     }
 }
 
-fn mounts_on_relative_paths_and_through_links(folder: &Path) {
+fn mounts_on_relative_paths(folder: &Path) {
     std::env::set_current_dir(folder).unwrap();
     file_in(folder, "-x");
-    symlink(folder, folder.join("link")).unwrap();
-    for path in ["-x", "./-x", "link/-x"] {
+    fs::create_dir(folder.join("inner")).unwrap();
+    for path in ["-x", "./-x", "inner/../-x"] {
         let mounted = Mounted::file(Memory::volume(bytes()), Path::new(path), false);
         assert!(fs::read(path).unwrap() == bytes(), "{path}");
         mounted.unmount();
@@ -101,7 +103,7 @@ fn relative_mount_points_work() {
     // The working directory is the process's: this test has one of its own.
     let dir = tempfile::tempdir().unwrap();
     as_role("relative_mount_points_work", dir.path(), &[], |folder| {
-        mounts_on_relative_paths_and_through_links(folder);
+        mounts_on_relative_paths(folder);
     });
 }
 
@@ -198,21 +200,84 @@ fn a_name_for_the_mount_table_cannot_smuggle_options() {
 }
 
 #[test]
-fn a_mount_lands_on_the_file_that_was_checked() {
-    // The mount point is a link at the time of the call: the mount must be on what it leads to.
+fn a_mount_follows_no_link() {
     let dir = tempfile::tempdir().unwrap();
     let path = file_in(dir.path(), "real");
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    file_in(dir.path(), "folder/real");
+    symlink(&path, dir.path().join("link")).unwrap();
+    symlink("folder", dir.path().join("way")).unwrap();
+    for link in ["link", "way/real"] {
+        let opts = MountOptions::new(source(), false);
+        let refused = mount::mount(&dir.path().join(link), &opts).unwrap_err();
+        let hint = refused.report().hint.unwrap();
+        assert!(hint.contains("symbolic link"), "{refused} {hint}");
+        assert_eq!(table_line(&opts.source), None);
+    }
+}
+
+#[test]
+fn an_unmount_is_not_led_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |folder: &str| {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+        let path = file_in(&dir.path().join(folder), "raw");
+        Mounted::file(Memory::volume(bytes()), &path, false)
+    };
+    let (mine, other) = (make("mine"), make("other"));
+    // The owner of the folder has a link to another one put in its place.
+    fs::rename(dir.path().join("mine"), dir.path().join("moved")).unwrap();
+    symlink("other", dir.path().join("mine")).unwrap();
     let link = dir.path().join("link");
-    symlink(&path, &link).unwrap();
-    let mounted = Mounted::file(Memory::volume(bytes()), &link, false);
-    assert!(fs::read(&path).unwrap() == bytes());
-    // Unmounting does not follow links: the caller knows the real place.
-    assert_eq!(
-        mount::unmount(&link, Mode::Normal).unwrap(),
-        Unmounted::NotMounted
-    );
-    unmount(&path);
-    mounted.session.shutdown(PATIENCE).unwrap();
+    symlink(&other.path, &link).unwrap();
+    for mode in [Mode::Normal, Mode::Lazy] {
+        for path in [&mine.path, &link] {
+            let outcome = mount::unmount(path, mode).unwrap();
+            assert_eq!(outcome, Unmounted::NotMounted, "{mode:?} {path:?}");
+        }
+    }
+    assert!(fs::read(&other.path).unwrap() == bytes());
+    other.unmount();
+    unmount(&dir.path().join("moved/raw"));
+    mine.session.shutdown(PATIENCE).unwrap();
+}
+
+/// Two mounts, one over the other, that nobody serves, and their numbers in the mount table.
+fn pile(path: &Path) -> [(OwnedFd, u64); 2] {
+    [(); 2].map(|()| {
+        let opts = MountOptions::new(source(), true);
+        // Not by mount::mount, which would look whether the lower one is empty.
+        let fd = fs::File::options().read(true).write(true).open("/dev/fuse");
+        let fd = OwnedFd::from(fd.unwrap());
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", fd.as_raw_fd());
+        let data = CString::new(data).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(opts.source.as_str(), path, "fuse", flags, Some(&*data)).unwrap();
+        let id = table_line(&opts.source).unwrap()[0].parse().unwrap();
+        (fd, id)
+    })
+}
+
+#[test]
+fn only_the_mount_that_is_meant_is_taken_away_and_its_server_is_not_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mnt");
+    fs::create_dir(&path).unwrap();
+    let [(_lower, lower), (_upper, upper)] = pile(&path);
+    // Nobody answers: a request to either of them would wait for ever.
+    for mode in [Mode::Normal, Mode::Lazy] {
+        let outcome = mount::unmount_only(&path, lower, mode).unwrap();
+        assert_eq!(outcome, Unmounted::NotMounted, "below");
+    }
+    let outcome = mount::unmount_only(&path, upper, Mode::Normal).unwrap();
+    assert_eq!(outcome, Unmounted::Done);
+    // As one would who has looked before.
+    for mode in [Mode::Normal, Mode::Lazy] {
+        let outcome = mount::unmount_only(&path, upper, mode).unwrap();
+        assert_eq!(outcome, Unmounted::NotMounted, "gone");
+    }
+    let outcome = mount::unmount_only(&path, lower, Mode::Lazy).unwrap();
+    assert_eq!(outcome, Unmounted::Done);
 }
 
 #[test]
@@ -222,7 +287,7 @@ fn an_ordinary_user_mounts_through_the_helper() {
     as_role(test, dir.path(), &NOBODY, |folder| {
         assert_eq!(rustix::process::geteuid().as_raw(), 65534);
         mounts_on_every_name(folder);
-        mounts_on_relative_paths_and_through_links(folder);
+        mounts_on_relative_paths(folder);
         tells_busy_from_done_and_from_absent(folder);
 
         let refused = mount::mount(Path::new("/var"), &over(true)).unwrap_err();

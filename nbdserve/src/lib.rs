@@ -16,6 +16,7 @@ pub mod cx;
 mod device;
 pub mod error;
 mod extents;
+mod folder;
 pub mod foresight;
 mod hints;
 pub mod layer;

@@ -6,15 +6,16 @@
 //! opened: no URL, no protocol.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{escape, quote, shell};
+use crate::folder::{self, FileId, Folder, Within};
 use crate::source::{File, OpenMode};
 use crate::{Error, Kind, Result, Volume};
 
@@ -26,25 +27,15 @@ const LONGEST_NAME: usize = 4096;
 /// What an image may refer to. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct References {
-    /// `None`: nothing.
-    place: Option<Arc<Place>>,
+    /// What names are relative to; `None`: there is nothing.
+    place: Option<Arc<Folder>>,
     /// Folders that the user has named, and that of the image.
-    allowed: Arc<Vec<PathBuf>>,
+    allowed: Arc<Vec<Arc<Folder>>>,
     /// The files from the image to here, the image first.
     trail: Vec<FileId>,
     /// The last part of the name of the last of them.
     name: Option<Arc<str>>,
 }
-
-/// The folder that names are relative to.
-struct Place {
-    /// As the user wrote it; absolute.
-    path: PathBuf,
-    dir: OwnedFd,
-}
-
-/// Device and inode.
-type FileId = (u64, u64);
 
 /// A file that was referred to.
 #[derive(Debug)]
@@ -64,30 +55,33 @@ impl References {
         Self::default()
     }
 
-    /// For the image at `image`, a local path: files in its folder, and in `allowed`. Where `image` is a
-    /// link, its folder is that of the file.
+    /// For an image that was opened as `opened`, and is at `image`, a local path: files in its folder, and
+    /// in `allowed`. Where `image` is a link, its folder is that of the file. When the folder does not
+    /// have the opened file in it (somebody has moved one of the two) it counts as nobody's.
     ///
     /// # Errors
-    /// When a folder cannot be opened.
-    pub fn of(image: &Path, allowed: &[PathBuf]) -> Result<Self> {
-        let image = image
-            .canonicalize()
-            .or_else(|_| std::path::absolute(image))
-            .map_err(|error| {
-                Error::io(format!("cannot tell where {} is", image.display()), error)
-            })?;
-        let folder = image.parent().unwrap_or(Path::new("/")).to_owned();
-        let ids = rustix::fs::stat(&image).map(|stat| (stat.st_dev, stat.st_ino));
-        let mut absolute = Vec::new();
-        for path in allowed {
-            absolute.push(std::path::absolute(path).map_err(|error| {
-                Error::io(format!("cannot tell where {} is", path.display()), error)
-            })?);
-        }
+    /// When the image cannot be looked at, or there is no current folder that a path could be relative to.
+    pub fn of(image: &Path, opened: impl AsFd, allowed: &[PathBuf]) -> Result<Self> {
+        let stat = rustix::fs::fstat(opened).map_err(|errno| {
+            let image = escape(&image.display().to_string());
+            Error::io(format!("cannot look at {image}"), errno)
+        })?;
+        let id = folder::id(&stat);
+        let image = image.canonicalize().or_else(|_| absolute(image))?;
+        let lost = || {
+            let folder = image.parent().unwrap_or(Path::new("/"));
+            Folder::lost(folder.to_owned())
+        };
+        let place = Folder::of_file(&image, id, AtFlags::SYMLINK_NOFOLLOW).unwrap_or_else(lost);
+        let named = allowed.iter().map(|path| absolute(path).map(Folder::at));
         Ok(Self {
-            place: Some(Arc::new(Place::open(folder)?)),
-            allowed: Arc::new(absolute),
-            trail: ids.into_iter().collect(),
+            place: Some(Arc::new(place)),
+            allowed: Arc::new(
+                named
+                    .map(|folder| folder.map(Arc::new))
+                    .collect::<Result<_>>()?,
+            ),
+            trail: vec![id],
             name: last_part(&image),
         })
     }
@@ -134,29 +128,27 @@ impl References {
             return Err(named(Kind::Unsupported, text.to_owned()));
         };
         let name = Path::new(std::ffi::OsStr::from_bytes(name));
-        let path = place.path.join(name);
-        let fd = self
-            .open_within(place, &path, mode)
-            .map_err(|error| match error {
-                // EXDEV: the name leaves the folder. ELOOP: by a link that is none.
-                Errno::XDEV | Errno::LOOP => {
-                    let folder = place.path.display().to_string();
-                    // Where it really is: it may be a link.
-                    let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-                    let parent = real.parent().unwrap_or(&real).display().to_string();
-                    let text = format!("lies outside of the image's folder {}", escape(&folder));
-                    let option = format!("--references {} allows it", shell(&parent));
-                    named(Kind::Denied, text).hint(option)
-                }
-                Errno::NOSYS => {
-                    let text = "cannot be opened safely: that takes Linux 5.6".to_owned();
-                    named(Kind::Unsupported, text)
-                }
-                errno => Error::io(format!("cannot open the {what} {shown}"), errno),
-            })?;
-        let stat = rustix::fs::fstat(&fd)
+        let path = place.path().join(name);
+        let cannot_open = |errno: Errno| match errno {
+            // EXDEV: the name leaves the folder. ELOOP: by a link that is none.
+            Errno::XDEV | Errno::LOOP => self.outside(place, &path, &named),
+            Errno::NOSYS => {
+                let text = "cannot be opened safely: that takes Linux 5.6".to_owned();
+                named(Kind::Unsupported, text)
+            }
+            errno => Error::io(format!("cannot open the {what} {shown}"), errno),
+        };
+        let within = Within {
+            own: place,
+            allowed: &self.allowed,
+        };
+        // Opening some kinds of file has effects, so look first.
+        let (seen, _) = within
+            .open(&path, OFlags::PATH | OFlags::CLOEXEC)
+            .map_err(cannot_open)?;
+        let stat = rustix::fs::fstat(&seen)
             .map_err(|errno| Error::io(format!("cannot look at the {what} {shown}"), errno))?;
-        let id = (stat.st_dev, stat.st_ino);
+        let id = folder::id(&stat);
         if self.trail.contains(&id) {
             let text = "is the image itself, or a file that refers to it";
             return Err(named(Kind::Corrupt, text.to_owned()));
@@ -165,19 +157,28 @@ impl References {
         if !matches!(found, FileType::RegularFile | FileType::BlockDevice) {
             return Err(named(Kind::Corrupt, "is no file".to_owned()));
         }
-        let file = File::from_fd(fd, &path.display().to_string(), mode)?;
-        let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let file = File::open_by(&path.display().to_string(), mode, |flags| {
+            within
+                .open(&path, flags)
+                .map(|(fd, _)| fd)
+                .map_err(cannot_open)
+        })?;
+        if folder::id_of(&file) != Ok(id) {
+            let text = "is another file now than a moment ago";
+            return Err(named(Kind::Changed, text.to_owned()));
+        }
         let mut trail = self.trail.clone();
         trail.push(id);
         let mut allowed = Vec::clone(&self.allowed);
-        if !allowed.contains(&place.path) {
+        let is_place = |folder: &Arc<Folder>| folder.path() == place.path() && folder.is(place);
+        if !place.is_lost() && !allowed.iter().any(is_place) {
             // What it names in turn may lie anywhere in the image's folder, too.
-            allowed.push(place.path.clone());
+            allowed.push(Arc::clone(place));
         }
         Ok(Referred {
             volume: Volume::new(file),
             references: Self {
-                place: Some(Arc::new(Place::open(folder)?)),
+                place: Some(Arc::new(within.folder_of(&path))),
                 allowed: Arc::new(allowed),
                 trail,
                 name: last_part(&path),
@@ -186,58 +187,29 @@ impl References {
         })
     }
 
-    /// Opens `path`, which is absolute, without leaving the folder or one that is allowed.
-    fn open_within(&self, place: &Place, path: &Path, mode: OpenMode) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let flags = flags
-            | match mode {
-                OpenMode::ReadOnly => OFlags::RDONLY,
-                OpenMode::Write => OFlags::RDWR,
-            };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let beneath = |dir: &OwnedFd, inner: &Path| {
-            rustix::fs::openat2(dir.as_fd(), inner, flags, Mode::empty(), resolve)
-        };
-        let mut refused = Errno::XDEV;
-        if let Some(inner) = inside(&place.path, path) {
-            match beneath(&place.dir, &inner) {
-                Err(Errno::XDEV | Errno::LOOP) => refused = Errno::XDEV,
-                other => return other,
-            }
+    /// That the file at `path` may not be referred to.
+    fn outside(&self, place: &Folder, path: &Path, named: &dyn Fn(Kind, String) -> Error) -> Error {
+        let folder = escape(&place.path().display().to_string());
+        if place.is_lost() {
+            let image = quote(self.name().unwrap_or_default());
+            let text = format!(
+                "is not looked for: {image} in {folder} is not the file that was opened, or it is not \
+                 there any more"
+            );
+            return named(Kind::Denied, text).hint("open the image again, where it is now");
         }
-        for folder in self.allowed.iter() {
-            let Some(inner) = inside(folder, path) else {
-                continue;
-            };
-            let dir = Place::open_dir(folder)?;
-            match beneath(&dir, &inner) {
-                Err(Errno::XDEV | Errno::LOOP) => {}
-                other => return other,
-            }
-        }
-        // A link out of the folder into one that is allowed, or another way into the folder: follow it by
-        // hand, once.
-        let real = std::fs::canonicalize(path).ok();
-        for folder in self.allowed.iter().chain([&place.path]) {
-            let Some((real, folder)) = real.as_deref().zip(std::fs::canonicalize(folder).ok())
-            else {
-                continue;
-            };
-            if let Some(inner) = inside(&folder, real) {
-                let dir = Place::open_dir(&folder)?;
-                match beneath(&dir, &inner) {
-                    Err(errno @ (Errno::XDEV | Errno::LOOP)) => refused = errno,
-                    other => return other,
-                }
-            }
-        }
-        Err(refused)
+        // Where it really is: it may be a link.
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let parent = real.parent().unwrap_or(&real).display().to_string();
+        let text = format!("lies outside of the image's folder {folder}");
+        let option = format!("--references {} allows it", shell(&parent));
+        named(Kind::Denied, text).hint(option)
     }
 }
 
 impl fmt::Debug for References {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.place.as_ref().map(|place| &place.path);
+        let place = self.place.as_ref().map(|place| place.path());
         f.debug_struct("References")
             .field("place", &place)
             .field("allowed", &self.allowed)
@@ -245,32 +217,16 @@ impl fmt::Debug for References {
     }
 }
 
-impl Place {
-    fn open(path: PathBuf) -> Result<Self> {
-        let dir = Self::open_dir(&path)
-            .map_err(|errno| Error::io(format!("cannot open {}", path.display()), errno))?;
-        Ok(Self { path, dir })
-    }
-
-    fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(CWD, path, flags, Mode::empty())
-    }
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| {
+        let path = escape(&path.display().to_string());
+        Error::io(format!("cannot tell where {path} is"), error)
+    })
 }
 
 /// The last part of a path, as text.
 fn last_part(path: &Path) -> Option<Arc<str>> {
     path.file_name().map(|name| name.to_string_lossy().into())
-}
-
-/// `path` as seen from `folder`, both absolute; `None` when it is not below it as it is written. A
-/// `..` stays in for the kernel to judge.
-fn inside(folder: &Path, path: &Path) -> Option<PathBuf> {
-    let inner = path.strip_prefix(folder).ok()?;
-    let plain = inner
-        .components()
-        .all(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-    (plain && inner.components().next().is_some()).then(|| inner.to_owned())
 }
 
 /// Whether a name begins as `json:`, `nbd:` or `file:` do: letters and a colon before any slash.
@@ -297,8 +253,14 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, name).unwrap();
         }
-        let references = References::of(&top.path().join("in/image"), &[]).unwrap();
+        let references = of(&top.path().join("in/image"), &[]);
         (top, references)
+    }
+
+    /// For the image at `image`, opened now.
+    fn of(image: &Path, allowed: &[PathBuf]) -> References {
+        let opened = std::fs::File::open(image).unwrap();
+        References::of(image, opened, allowed).unwrap()
     }
 
     fn kind(references: &References, name: &str) -> Result<String, Kind> {
@@ -345,7 +307,7 @@ mod tests {
         let hint = refused.map(|_| ()).unwrap_err().report().hint.unwrap();
         assert_eq!(hint, r"--references '/x'\''; id; '\''' allows it");
         let allowed = [out];
-        let references = References::of(&top.path().join("in/image"), &allowed).unwrap();
+        let references = of(&top.path().join("in/image"), &allowed);
         let absolute = top.path().join("out/base");
         assert_eq!(
             kind(&references, absolute.to_str().unwrap()).unwrap(),
@@ -364,7 +326,7 @@ mod tests {
         std::os::unix::fs::symlink("../in/image", path("out/link")).unwrap();
         std::os::unix::fs::symlink("in", path("way")).unwrap();
         for image in ["out/link", "way/image", "in/image"] {
-            let references = References::of(&path(image), &[]).unwrap();
+            let references = of(&path(image), &[]);
             assert_eq!(kind(&references, "base").unwrap(), "in/base", "{image}");
             for name in ["in/base", "way/base", "way/deep/../base"] {
                 let absolute = path(name);
@@ -410,5 +372,104 @@ mod tests {
         assert_eq!(kind(&next.references, "../../out/base"), Err(Kind::Denied));
         std::fs::hard_link(top.path().join("in/image"), top.path().join("in/deep/same")).unwrap();
         assert_eq!(kind(&next.references, "same"), Err(Kind::Corrupt));
+    }
+    /// Where a folder was, there is a link to another one now.
+    fn swap(top: &tempfile::TempDir, folder: &str, other: &str) {
+        let path = top.path().join(folder);
+        std::fs::rename(&path, top.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink(top.path().join(other), path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_another_one_now_is_not_that_of_the_image() {
+        let (top, _) = folders();
+        let image = top.path().join("in/image");
+        let opened = std::fs::File::open(&image).unwrap();
+        // The server knows the image by its path and by the file that the command has opened.
+        swap(&top, "in", "out");
+        for there in [false, true] {
+            if there {
+                std::fs::write(top.path().join("out/image"), "another").unwrap();
+            }
+            let references = References::of(&image, &opened, &[]).unwrap();
+            assert_eq!(references.depth(), 1);
+            for name in ["base", image.with_file_name("base").to_str().unwrap()] {
+                let refused = references.open(name.as_bytes(), "backing file", OpenMode::ReadOnly);
+                let error = refused.map(|_| ()).unwrap_err();
+                assert_eq!(error.kind(), Kind::Denied);
+                let text = error.to_string();
+                assert!(
+                    text.contains("\"image\"") && text.contains("is not the file"),
+                    "{text}"
+                );
+            }
+            // What the user has named is allowed all the same.
+            let named = [top.path().join("moved")];
+            let references = References::of(&image, &opened, &named).unwrap();
+            let absolute = top.path().join("moved/base");
+            assert_eq!(
+                kind(&references, absolute.to_str().unwrap()).unwrap(),
+                "in/base"
+            );
+            assert_eq!(kind(&references, "base"), Err(Kind::Denied));
+        }
+    }
+
+    #[test]
+    fn a_folder_that_was_opened_stays_the_same_whatever_its_name_leads_to() {
+        let (top, references) = folders();
+        let next = references
+            .open(b"deep/base", "backing file", OpenMode::ReadOnly)
+            .unwrap();
+        let absolute = top.path().join("in/base");
+        std::fs::write(top.path().join("in/deep/next"), "in/deep/next").unwrap();
+        std::fs::write(top.path().join("out/next"), "out/next").unwrap();
+        swap(&top, "in", "out");
+        assert_eq!(kind(&references, "base").unwrap(), "in/base");
+        assert_eq!(
+            kind(&references, absolute.to_str().unwrap()).unwrap(),
+            "in/base"
+        );
+        assert_eq!(kind(&references, "next"), Err(Kind::Io));
+        assert_eq!(kind(&next.references, "next").unwrap(), "in/deep/next");
+        assert_eq!(kind(&next.references, "../base").unwrap(), "in/base");
+        let out = top.path().join("out/base");
+        for references in [&references, &next.references] {
+            assert_eq!(kind(references, out.to_str().unwrap()), Err(Kind::Denied));
+        }
+    }
+
+    #[test]
+    fn a_folder_below_that_is_another_one_now_is_not_followed() {
+        let (top, references) = folders();
+        let next = references
+            .open(b"deep/base", "backing file", OpenMode::ReadOnly)
+            .unwrap();
+        std::fs::write(top.path().join("out/next"), "out/next").unwrap();
+        swap(&top, "in/deep", "out");
+        assert_eq!(kind(&next.references, "next"), Err(Kind::Io));
+    }
+
+    #[test]
+    fn a_link_to_the_image_s_folder_does_not_open_the_folder_of_the_link() {
+        let (top, references) = folders();
+        std::os::unix::fs::symlink("../in/base", top.path().join("out/link")).unwrap();
+        std::fs::write(top.path().join("out/secret"), "secret").unwrap();
+        let link = top.path().join("out/link");
+        let next = references
+            .open(
+                link.as_os_str().as_bytes(),
+                "backing file",
+                OpenMode::ReadOnly,
+            )
+            .unwrap();
+        assert_eq!(kind(&next.references, "secret"), Err(Kind::Io));
+        let absolute = top.path().join("out/secret");
+        assert_eq!(
+            kind(&next.references, absolute.to_str().unwrap()),
+            Err(Kind::Denied)
+        );
+        // Its own folder is the image's.
+        assert_eq!(kind(&next.references, "deep/base").unwrap(), "in/deep/base");
     }
 }

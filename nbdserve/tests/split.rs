@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use nbdserve::layer::split::look;
@@ -9,7 +11,7 @@ use nbdserve::plan::{self, Info, LayerSpec, Pick, Purpose, Request, Resolved};
 use nbdserve::source::split::{self, Joined, Look, MOST_PARTS};
 use nbdserve::source::{File, Memory, OpenMode};
 use nbdserve::testing::{Faulty, conformance, noise, tools};
-use nbdserve::{ByteRange, Cx, Error, ExtentFlags, Kind, Result, Volume};
+use nbdserve::{ByteRange, Cx, ExtentFlags, Kind, Result, Volume};
 use tempfile::TempDir;
 
 /// Bytes cut at these places.
@@ -35,12 +37,16 @@ fn files(parts: &[Vec<u8>]) -> (TempDir, PathBuf) {
 }
 
 fn open(first: &Path, look: Look, mode: OpenMode) -> Result<Volume> {
-    split::open(first, look, mode).and_then(Joined::volume)
+    split::open(first, look, mode, &[]).and_then(Joined::volume)
 }
 
-fn names(first: &Path, look: Look) -> Result<Vec<String>, Error> {
-    let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-    Ok(split::find(first, look)?.into_iter().map(name).collect())
+fn names(first: &Path, look: Look) -> Result<Vec<String>> {
+    let files = split::open(first, look, OpenMode::ReadOnly, &[])?;
+    let names = files.iter().map(|file| {
+        let path = Path::new(file.display_name());
+        path.file_name().unwrap().to_str().unwrap().to_owned()
+    });
+    Ok(names.collect())
 }
 
 #[test]
@@ -236,10 +242,145 @@ fn the_first_part_of_a_later_one_is_found() {
     }
 }
 
+/// A folder `in` with `disk.001` and what `second` says is `disk.002`, and `out/secret`.
+fn with_link(second: &Path) -> (TempDir, PathBuf) {
+    let top = tempfile::tempdir().unwrap();
+    for folder in ["in/deep", "out"] {
+        fs::create_dir_all(top.path().join(folder)).unwrap();
+    }
+    for (name, byte) in [("in/disk.001", 1), ("in/deep/part", 2), ("out/secret", 9)] {
+        fs::write(top.path().join(name), [byte; 8]).unwrap();
+    }
+    symlink(second, top.path().join("in/disk.002")).unwrap();
+    let first = top.path().join("in/disk.001");
+    (top, first)
+}
+
 #[test]
-fn a_first_part_in_the_current_folder_is_found_too() {
-    let found = split::find(Path::new("no-such-disk.001"), Look::Auto).unwrap();
-    assert_eq!(found, [Path::new("no-such-disk.001")]);
+fn a_part_that_is_a_link_out_of_the_folder_is_refused() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    for second in [
+        Path::new("../out/secret"),
+        secret.path(),
+        Path::new("/etc/passwd"),
+    ] {
+        let (top, first) = with_link(second);
+        for mode in [OpenMode::ReadOnly, OpenMode::Write] {
+            for look in [Look::Auto, Look::All, Look::Exactly(2)] {
+                let error = split::open(&first, look, mode, &[]).unwrap_err();
+                assert_eq!(error.kind(), Kind::Denied, "{error}");
+                let real = first.with_file_name("disk.002").canonicalize().unwrap();
+                let text = error.to_string();
+                for name in [&first.with_file_name("disk.002"), &real] {
+                    assert!(text.contains(name.to_str().unwrap()), "{text}");
+                }
+                let hint = error.report().hint.unwrap();
+                let allows = format!(
+                    "--references {} allows it",
+                    real.parent().unwrap().display()
+                );
+                assert!(hint.starts_with(&allows), "{hint}");
+                assert!(hint.contains("--layer split:parts=1"), "{hint}");
+            }
+        }
+        // Both of what the hint says.
+        let alone = open(&first, Look::Exactly(1), OpenMode::ReadOnly).unwrap();
+        assert_eq!(alone.size(), 8);
+        let out = top.path().join("out");
+        let named = split::open(&first, Look::All, OpenMode::ReadOnly, &[out]);
+        if second.starts_with("..") {
+            let whole = Joined::volume(named.unwrap()).unwrap();
+            assert_eq!(whole.read_vec(0, 16).unwrap(), [[1; 8], [9; 8]].concat());
+        } else {
+            assert_eq!(named.unwrap_err().kind(), Kind::Denied);
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_of_a_process_is_no_part() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    let link = format!("/proc/self/fd/{}", secret.as_file().as_raw_fd());
+    let (_top, first) = with_link(Path::new(&link));
+    let error = open(&first, Look::Auto, OpenMode::ReadOnly).unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied, "{error}");
+}
+
+#[test]
+fn a_part_may_be_a_link_within_the_folder() {
+    for absolute in [false, true] {
+        let (top, first) = with_link(Path::new("deep/part"));
+        if absolute {
+            let second = top.path().join("in/disk.002");
+            fs::remove_file(&second).unwrap();
+            symlink(top.path().join("in/deep/part"), &second).unwrap();
+        }
+        let volume = open(&first, Look::Auto, OpenMode::ReadOnly).unwrap();
+        let expected = [[1; 8], [2; 8]].concat();
+        assert_eq!(volume.read_vec(0, 16).unwrap(), expected, "{absolute}");
+    }
+    // One that leads to itself is named, too.
+    let (_top, first) = with_link(Path::new("disk.002"));
+    let error = open(&first, Look::Auto, OpenMode::ReadOnly).unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied);
+    assert!(error.to_string().contains("disk.002"), "{error}");
+}
+
+#[test]
+fn the_parts_of_a_first_one_that_is_a_link_are_beside_the_file() {
+    let (dir, _) = files(&[vec![1; 8], vec![2; 8]]);
+    let links = tempfile::tempdir().unwrap();
+    let link = |name: &str| links.path().join(name);
+    symlink(dir.path().join("disk.001"), link("disk.001")).unwrap();
+    symlink(dir.path().join("disk.001"), link("latest")).unwrap();
+    let both = ["disk.001", "disk.002"];
+    assert_eq!(names(&link("disk.001"), Look::Auto).unwrap(), both);
+    for look in [Look::Auto, Look::All] {
+        assert_eq!(
+            names(&link("latest"), look).unwrap(),
+            ["latest", "disk.002"]
+        );
+    }
+    // A link for each, as some tools make them.
+    symlink(dir.path().join("disk.002"), link("disk.002")).unwrap();
+    assert_eq!(names(&link("disk.001"), Look::Auto).unwrap(), both);
+
+    // Where files are kept by other names they are beside the link.
+    for part in ["001", "002"] {
+        let kept = dir.path().join(format!("kept{part}"));
+        fs::write(&kept, [7; 8]).unwrap();
+        symlink(&kept, link(&format!("other.{part}"))).unwrap();
+    }
+    let first = link("other.001");
+    let error = names(&first, Look::Auto).unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied, "{error}");
+    let allowed = [dir.path().to_owned()];
+    let files = split::open(&first, Look::Auto, OpenMode::ReadOnly, &allowed).unwrap();
+    assert_eq!(files.len(), 2);
+}
+
+#[test]
+fn what_is_no_file_is_no_part() {
+    let (dir, first) = files(&[vec![1; 8]]);
+    let second = dir.path().join("disk.002");
+    for mode in [OpenMode::ReadOnly, OpenMode::Write] {
+        tools::run("mkfifo", [&second]);
+        let error = open(&first, Look::Auto, mode).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotThisFormat);
+        assert!(error.to_string().contains("disk.002 is a FIFO"), "{error}");
+        fs::remove_file(&second).unwrap();
+    }
+    fs::create_dir(&second).unwrap();
+    let error = open(&first, Look::Auto, OpenMode::ReadOnly).unwrap_err();
+    assert!(
+        error.to_string().contains("disk.002 is a directory"),
+        "{error}"
+    );
+    fs::remove_dir(&second).unwrap();
+    symlink("nowhere", &second).unwrap();
+    let error = open(&first, Look::Auto, OpenMode::ReadOnly).unwrap_err();
+    assert_eq!(error.kind(), Kind::Io);
+    assert!(error.to_string().contains("disk.002"), "{error}");
 }
 
 #[test]

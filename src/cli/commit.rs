@@ -35,8 +35,8 @@ pub(super) fn command(cli: &Cli, image: &Path) -> Result<()> {
     let mut cx = cli.cx(&terminal)?;
     // The image changes under what would be kept.
     cx.store = None;
-    cx.references = References::of(image, &cli.references)?;
-    let files = split::open(image, look(&cli.layers)?, OpenMode::Write)?;
+    let files = split::open(image, look(&cli.layers)?, OpenMode::Write, &cli.references)?;
+    cx.references = References::of(image, &files[0], &cli.references)?;
     let handles = files.iter().map(|file| file.try_clone());
     let handles = handles.collect::<Result<Vec<_>>>()?;
     let identity = || split::identity(&handles);

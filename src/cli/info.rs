@@ -44,8 +44,8 @@ pub(super) fn open(cli: &Cli, image: &Path, mut cx: Cx) -> Result<Resolved> {
             (source, remote.shown())
         }
         None => {
-            cx.references = References::of(image, &cli.references)?;
-            let files = split::open(image, look, OpenMode::ReadOnly)?;
+            let files = split::open(image, look, OpenMode::ReadOnly, &cli.references)?;
+            cx.references = References::of(image, &files[0], &cli.references)?;
             (Joined::volume(files)?, image.to_string_lossy().into_owned())
         }
     };

@@ -155,7 +155,9 @@ fn run_command(
     let state = StateDir::of_user();
     state.create()?;
     hide_mounts()?;
+    // No mount follows a symbolic link, and XDG_RUNTIME_DIR may be behind one.
     let folder = state.private_target(&id);
+    let folder = find::absolute_without_touching(&folder).unwrap_or(folder);
     let mut request = cli.request(id, name, folder.clone(), true, true)?;
     let mut channel = None;
     if source.try_plain(&mut request)?.is_none() {
@@ -227,7 +229,7 @@ impl Source {
         } else {
             OpenMode::ReadOnly
         };
-        let opened = split::open(image, look(&cli.layers)?, mode);
+        let opened = split::open(image, look(&cli.layers)?, mode, &cli.references);
         let opened = opened.map_err(|error| {
             let may_not = matches!(error.kind(), Kind::Denied | Kind::ReadOnly);
             // Another reason, such as a lock, has its own hint.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nbdserve::{Error, Kind, Result};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -13,6 +14,8 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 const OWN_NODES: &str = "/run/loopmount-dev";
 /// Begins the name of a node of ours in `/dev`, where [`OWN_NODES`] is mounted nodev.
 const OWN_PREFIX: &str = "loopmount.";
+/// How often others may remove a node while it is being opened.
+const TRIES: u32 = 8;
 
 mod ioctl {
     //! `linux/fs.h`
@@ -101,10 +104,16 @@ impl BlockDevice {
     /// (any more).
     #[must_use]
     pub fn attribute(&self, attribute: &str) -> Option<String> {
-        // The name of a file behind a loop device need not be UTF-8.
-        let text = fs::read(self.sys_path(attribute)).ok()?;
-        let text = String::from_utf8_lossy(&text);
-        Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+        let bytes = self.attribute_bytes(attribute)?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// As [`Self::attribute`]: the name of a file behind a loop device need not be UTF-8.
+    #[must_use]
+    pub fn attribute_bytes(&self, attribute: &str) -> Option<Vec<u8>> {
+        let mut bytes = fs::read(self.sys_path(attribute)).ok()?;
+        bytes.pop_if(|last| *last == b'\n');
+        Some(bytes)
     }
 
     /// Writes `/sys/block/NAME/ATTRIBUTE`.
@@ -157,18 +166,15 @@ impl BlockDevice {
             .into_iter()
             .chain(self.own_nodes().map(|path| (path, true)));
         for (path, make) in places {
-            if make && let Err(error) = make_node(&path, device) {
-                last = error;
-                continue;
-            }
-            match open_device(&path, device, options) {
+            match open_or_make(&path, make, device, options) {
                 Ok(file) => return Ok((file, path)),
                 // Busy is an answer; a node elsewhere would give the same.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     return Err(Error::io(format!("{} is in use", path.display()), error));
                 }
                 Err(error) => {
-                    last = Error::io(format!("cannot open {}", path.display()), error);
+                    let verb = if make { "make and open" } else { "open" };
+                    last = Error::io(format!("cannot {verb} {}", path.display()), error);
                 }
             }
         }
@@ -223,24 +229,56 @@ fn open_device(path: &Path, device: libc::dev_t, options: &Options) -> io::Resul
     }
 }
 
-fn make_node(path: &Path, device: libc::dev_t) -> Result<()> {
-    let fail = |error: io::Error| {
-        Error::io(
-            format!("cannot make the device node {}", path.display()),
-            error,
-        )
-    };
+/// [`open_device`], of a node that is made first if `make` says so.
+fn open_or_make(
+    path: &Path,
+    make: bool,
+    device: libc::dev_t,
+    options: &Options,
+) -> io::Result<File> {
+    if !make {
+        return open_device(path, device, options);
+    }
+    let mut tries = 0..TRIES;
+    loop {
+        let opened = make_node(path, device).and_then(|()| open_device(path, device, options));
+        match opened {
+            // Another command has just removed the node, or its folder: its own device is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {}
+            other => return other,
+        }
+    }
+}
+
+/// Makes sure that `path` is the node of `device`. Others may do so at the same time, and what they
+/// have made is never taken away under them.
+fn make_node(path: &Path, device: libc::dev_t) -> io::Result<()> {
+    if is_node_of(path, device) {
+        return Ok(());
+    }
     if let Some(parent) = path.parent() {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(parent)
-            .map_err(fail)?;
+            .create(parent)?;
     }
-    // One left from an earlier device of this name may have another number.
-    let _ = fs::remove_file(path);
-    mknod(path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, device)
-        .map_err(|errno| fail(errno.into()))
+    // One left from an earlier device of this name may have another number: it is replaced.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}-{next}", std::process::id()));
+    let new = PathBuf::from(new);
+    let _ = fs::remove_file(&new);
+    mknod(&new, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, device)?;
+    fs::rename(&new, path).inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
+}
+
+/// Whether `path` is the node of `device`. Does not open it.
+fn is_node_of(path: &Path, device: libc::dev_t) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == device)
 }
 
 #[cfg(test)]
@@ -253,6 +291,29 @@ mod tests {
             assert!(BlockDevice::named(name).is_err(), "{name:?}");
         }
         assert_eq!(BlockDevice::named("dm-0").unwrap().name(), "dm-0");
+    }
+
+    #[test]
+    fn a_node_is_made_or_replaced_and_never_missing_meanwhile() {
+        // As root; that /tmp may be mounted nodev does not matter, since nothing is opened.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes/loop4711");
+        let (old, new) = (makedev(7, 4711), makedev(7, 4712));
+        make_node(&path, old).unwrap();
+        assert!(is_node_of(&path, old) && !is_node_of(&path, new));
+        let inode = || fs::symlink_metadata(&path).unwrap().ino();
+        let first = inode();
+        make_node(&path, old).unwrap();
+        assert_eq!(inode(), first, "one that is right stays");
+        std::thread::scope(|scope| {
+            let look = scope.spawn(|| (0..10_000).all(|_| path.symlink_metadata().is_ok()));
+            for round in 0..200 {
+                make_node(&path, if round % 2 == 0 { new } else { old }).unwrap();
+            }
+            assert!(look.join().unwrap(), "it was missing");
+        });
+        let names = fs::read_dir(path.parent().unwrap()).unwrap().count();
+        assert_eq!(names, 1);
     }
 
     #[test]

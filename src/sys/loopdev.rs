@@ -1,8 +1,10 @@
 //! Loop devices by their ioctls (`drivers/block/loop.c`, `linux/loop.h`).
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nbdserve::{Error, Kind, Result};
@@ -272,14 +274,20 @@ pub fn status(device: impl AsFd) -> Result<Option<Status>> {
     }))
 }
 
-/// All loop devices in use that we may open.
+/// The loop devices in use that are detached by their last user (all of ours are), that we may open
+/// and that `ask` picks by their number and the path of the file behind them. To ask a device for its
+/// state may hang with the file system of that file; what `ask` is told does not.
 ///
 /// # Errors
 /// When `/sys/block` cannot be read.
-pub fn list() -> Result<Vec<Status>> {
+pub fn list(ask: impl Fn(u32, &Path) -> bool) -> Result<Vec<Status>> {
     let mut found = Vec::new();
-    for (_, block) in BlockDevice::all("loop")? {
-        if block.attribute("loop/backing_file").is_none() {
+    for (number, block) in BlockDevice::all("loop")? {
+        let Some(file) = block.attribute_bytes("loop/backing_file") else {
+            continue;
+        };
+        let kept = block.attribute("loop/autoclear").as_deref() == Some("0");
+        if kept || !ask(number, Path::new(OsStr::from_bytes(&file))) {
             continue;
         }
         // One that is gone by now, or not for us, is no reason to fail.

@@ -3,15 +3,16 @@
 //! refuses.
 
 use std::ffi::{CStr, CString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nbdfuse::mount::{mount_id, open_resolved};
 use nbdserve::{Error, Kind};
 use nix::errno::Errno;
+use rustix::fs::OFlags;
 
 /// `FSOPEN_CLOEXEC`, `FSMOUNT_CLOEXEC`
 const CLOEXEC: libc::c_uint = 1;
@@ -167,27 +168,13 @@ impl Detached {
     }
 }
 
-/// Opens a mount point for [`Detached::attach`].
+/// Opens a mount point for [`Detached::attach`]: a path that was resolved once, so that a symbolic
+/// link on it was put there since and is refused.
 ///
 /// # Errors
 /// What the system says.
-pub fn open_target(target: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
-        .open(target)
-}
-
-/// The number of the mount that an open file is on, as in the mount table. Asks nothing of the
-/// file system, so it does not hang where that does.
-///
-/// # Errors
-/// What the system says.
-pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
-    info.lines()
-        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
-        .ok_or_else(|| io::Error::other("the kernel does not tell the mount of a descriptor"))
+pub fn open_target(target: &Path) -> io::Result<OwnedFd> {
+    open_resolved(target, OFlags::PATH | OFlags::DIRECTORY)
 }
 
 fn set_option(

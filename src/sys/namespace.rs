@@ -12,16 +12,17 @@ use rustix::thread::{
     set_capabilities,
 };
 
-/// Gives this thread, and what it starts from now on, a mount table that nobody else sees, and
-/// that sees nothing of what others mount later. To be called before other threads are started.
-/// Needs `CAP_SYS_ADMIN`.
+/// Gives this thread, and what it starts from now on, a mount table of which nobody else sees what is
+/// mounted in it. What others mount and unmount is seen in it wherever mounts are shared, as systemd
+/// has them; where they are private it keeps a copy of each, and with that its file system in use, as
+/// long as it lives. To be called before other threads are started. Needs `CAP_SYS_ADMIN`.
 ///
 /// # Errors
 /// `Denied` without the right to, else what the system says.
 pub fn private_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|errno| Error::io("cannot make a private mount table", errno))?;
-    make_private()
+    only_receive()
 }
 
 /// As [`private_mounts`], for an ordinary user: in a user namespace in which the user and the
@@ -62,7 +63,7 @@ pub fn private_mounts_as_user() -> Result<()> {
             .hint("this machine restricts user namespaces (AppArmor)")
         })?;
     }
-    make_private()?;
+    only_receive()?;
     keep_mount_right()
 }
 
@@ -92,9 +93,10 @@ pub fn drop_mount_right() -> Result<()> {
     give_up().map_err(|errno| Error::io("cannot give up the right to mount", errno))
 }
 
-/// Neither receives nor passes on mounts.
-fn make_private() -> Result<()> {
+/// Passes no mounts on, and receives what is unmounted elsewhere: a copy that stayed would keep the
+/// device, the server, the stick in use.
+fn only_receive() -> Result<()> {
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(|errno| Error::io("cannot make the mount table private", errno))
 }

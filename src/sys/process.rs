@@ -1,5 +1,6 @@
 //! What this process can wait for, and say about itself.
 
+use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -139,4 +140,55 @@ pub fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it was just made, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(taken) })
+}
+
+/// Closes every descriptor from `first` on. To be called before this process has made any of its
+/// own: those it has are what a parent of it left open without close-on-exec.
+pub fn close_inherited(first: RawFd) {
+    // SAFETY: the call takes integers; nothing in this process knows these numbers.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, RawFd::MAX, 0) };
+    if closed != 0 {
+        // Before Linux 5.9, or forbidden by a filter of system calls.
+        close_each(first);
+    }
+}
+
+fn close_each(first: RawFd) {
+    let Ok(open) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let number = |name: fs::DirEntry| name.file_name().to_str()?.parse::<RawFd>().ok();
+    // All are read before the first is closed: one of them is what they are read from.
+    let open: Vec<_> = open.flatten().filter_map(number).collect();
+    for fd in open.into_iter().filter(|fd| *fd >= first) {
+        // SAFETY: as above; a number that is closed already is an error.
+        unsafe { libc::close(fd) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn what_was_inherited_is_closed_from_a_number_on() {
+        // Numbers that no other test of this process gets.
+        for (first, close) in [(900, close_inherited as fn(RawFd)), (950, close_each)] {
+            let file = tempfile::tempfile().unwrap();
+            let open_at = |number: RawFd| {
+                // SAFETY: the call takes integers and closes nothing.
+                let fd = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, number) };
+                assert_eq!(fd, number);
+            };
+            // SAFETY: the call takes integers and changes nothing.
+            let is_open = |number: RawFd| unsafe { libc::fcntl(number, libc::F_GETFD) } != -1;
+            for number in [first - 1, first, first + 7] {
+                open_at(number);
+            }
+            close(first);
+            let left = [first - 1, first, first + 7].map(is_open);
+            assert_eq!(left, [true, false, false], "from {first} on");
+        }
+    }
 }

@@ -26,8 +26,9 @@ pub struct MountOptions<'a> {
     pub options: &'a str,
 }
 
-/// Mounts `device` on the folder `target`, always nosuid and nodev. Gives the mount's number, as
-/// in the mount table.
+/// Mounts `device` on the folder `target`, always nosuid and nodev. No part of `target` may be a
+/// symbolic link: it was resolved when it was checked. Gives the mount's number, as in the mount
+/// table.
 ///
 /// # Errors
 /// `Unsupported` when the kernel has no driver for the type or refuses an option, `Corrupt` when
@@ -35,10 +36,14 @@ pub struct MountOptions<'a> {
 /// the system says.
 pub fn mount_fs(device: &Path, target: &Path, options: &MountOptions<'_>) -> Result<u64> {
     let opened = mount::open_target(target).map_err(|error| {
-        Error::io(
-            format!("cannot use {} as a mount point", target.display()),
-            error,
-        )
+        let is_link = error.raw_os_error() == Some(libc::ELOOP);
+        let what = format!("cannot use {} as a mount point", target.display());
+        let error = Error::io(what, error);
+        if is_link {
+            error.hint("a part of the path is a symbolic link")
+        } else {
+            error
+        }
     })?;
     let mut list = parse_options(options.options);
     add_defaults(&mut list, device, options);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nbdserve::Result;
 
@@ -81,12 +81,12 @@ pub struct Found {
     pub status: loopdev::Status,
 }
 
-/// All loop devices of ours that we may look at.
+/// All loop devices of ours that we may look at, of those that `ask` picks ([`loopdev::list`]).
 ///
 /// # Errors
 /// When `/sys/block` cannot be read.
-pub fn find() -> Result<Vec<Found>> {
-    let found = loopdev::list()?.into_iter().filter_map(|status| {
+pub fn find(ask: impl Fn(u32, &Path) -> bool) -> Result<Vec<Found>> {
+    let found = loopdev::list(ask)?.into_iter().filter_map(|status| {
         let name = String::from_utf8_lossy(&status.name).into_owned();
         let id = id_in_name(&name)?.to_owned();
         Some(Found { id, status })

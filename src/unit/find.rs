@@ -21,9 +21,9 @@ const MAX_LINKS: usize = 40;
 pub struct Unit {
     /// Its id.
     pub id: String,
-    /// Its state folder, which may be gone.
-    pub dir: UnitDir,
-    /// What its supervisor has written, if that can be read.
+    /// Its state folder, if it is where we look; it may be gone by now.
+    pub dir: Option<UnitDir>,
+    /// What its supervisor has written, if that is there.
     pub record: Option<Record>,
     /// What the kernel has of it.
     pub traces: Traces,
@@ -34,20 +34,22 @@ pub struct Unit {
 }
 
 impl Unit {
-    fn look(id: String, dir: UnitDir, kernel: &Kernel) -> Result<Self> {
-        let (alive, server);
-        let record = dir.read().unwrap_or(None);
-        if dir.exists() {
+    fn look(id: String, dir: Option<UnitDir>, kernel: &Kernel) -> Result<Self> {
+        let (alive, server, record);
+        if let Some(dir) = &dir {
+            record = dir.read().unwrap_or(None);
             alive = dir.is_locked();
             server = record.as_ref().and_then(|record| record.server);
         } else {
-            // Its state is where we do not look: it was started with another XDG_RUNTIME_DIR.
+            // Its state is where we do not look: it was started with another XDG_RUNTIME_DIR. The
+            // command line of a supervisor in the foreground is the user's; a server ends with it.
             let found = processes::of_unit(&id);
-            alive = found.supervisor.is_some();
+            record = None;
+            alive = found.supervisor.or(found.server).is_some();
             server = found.server;
         }
         let mut traces = kernel.of(&id);
-        if !alive && !traces.is_empty() {
+        if (!alive || dir.is_none()) && !traces.is_empty() {
             // It may have ended, and in good order, since the kernel was looked at.
             traces = Kernel::look()?.of(&id);
         }
@@ -64,7 +66,7 @@ impl Unit {
     /// Whether anything of it is there at all.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        self.alive || !self.traces.is_empty()
+        (self.alive && self.dir.is_some()) || !self.traces.is_empty()
     }
 
     /// What the user sees of it: the mount point, now or as it was asked for.
@@ -109,25 +111,32 @@ impl Unit {
     }
 }
 
+/// All units of this user, as [`all_of`] has them.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn all() -> Result<Vec<Unit>> {
+    all_of(&Kernel::look()?)
+}
+
 /// All units of this user: those with a state folder and those that only the kernel remembers.
 /// Folders of units of which nothing is left are removed.
 ///
 /// # Errors
 /// When the mount table cannot be read.
-pub fn all() -> Result<Vec<Unit>> {
+fn all_of(kernel: &Kernel) -> Result<Vec<Unit>> {
     let state = StateDir::of_user();
-    let kernel = Kernel::look()?;
-    let mut dirs: BTreeMap<String, UnitDir> = state
+    let mut dirs: BTreeMap<String, Option<UnitDir>> = state
         .units()
         .into_iter()
-        .map(|dir| (dir.id().to_owned(), dir))
+        .map(|dir| (dir.id().to_owned(), Some(dir)))
         .collect();
     for id in kernel.ids() {
         dirs.entry(id.clone()).or_insert_with(|| state.find(&id));
     }
     let mut units = Vec::new();
     for (id, dir) in dirs {
-        let unit = Unit::look(id, dir, &kernel)?;
+        let unit = Unit::look(id, dir, kernel)?;
         if unit.is_there() {
             units.push(unit);
         } else {
@@ -140,26 +149,28 @@ pub fn all() -> Result<Vec<Unit>> {
 
 /// Removes what a unit of which nothing is left has left on disk.
 fn prune(unit: &Unit) {
+    let Some(dir) = &unit.dir else { return };
     // Between the look at the kernel and now somebody may have begun to look after it.
-    let Ok(Some(_lock)) = unit.dir.try_lock() else {
+    let Ok(Some(_lock)) = dir.try_lock() else {
         return;
     };
     if Kernel::look().is_ok_and(|kernel| kernel.of(&unit.id).is_empty()) {
-        let record = unit.dir.read().unwrap_or(None);
-        if let Err(error) = super::undo::remove_files(&unit.dir, record.as_ref()) {
+        let record = dir.read().unwrap_or(None);
+        if let Err(error) = super::undo::remove_files(dir, record.as_ref()) {
             tracing::warn!("{}", error.report());
         }
     }
 }
 
 /// The units that `what` names: usually one; an image can be mounted several times. Those that
-/// read what another one of them shows come first.
+/// read what another one of them shows come first, and those that cover another one.
 ///
 /// # Errors
 /// When the mount table cannot be read.
 pub fn named(what: &OsStr) -> Result<Vec<Unit>> {
     let path = absolute_without_touching(Path::new(what));
-    let mut found: Vec<_> = all()?
+    let kernel = Kernel::look()?;
+    let mut found: Vec<_> = all_of(&kernel)?
         .into_iter()
         .filter(|unit| unit.is_called(what, path.as_deref()))
         .collect();
@@ -170,7 +181,11 @@ pub fn named(what: &OsStr) -> Result<Vec<Unit>> {
         found = vec![found.swap_remove(exact)];
     }
     // A mount point may be the image of other mounts, which are taken down before it.
-    found.sort_by_key(|unit| unit.target() == path);
+    let place = |unit: &Unit| {
+        let all = kernel.mounts.iter();
+        all.rev().position(|mount| unit.traces.has_mount(mount.id))
+    };
+    found.sort_by_key(|unit| (unit.target() == path, place(unit)));
     Ok(found)
 }
 
@@ -211,8 +226,10 @@ mod tests {
         };
         let before = Kernel::with_mounts(vec![mount]);
         assert!(!before.of(id).is_empty());
-        let dir = UnitDir::new(state.path().join(id));
-        let unit = Unit::look(id.to_owned(), dir, &before).unwrap();
-        assert!(!unit.is_there(), "{unit:?}");
+        let gone = UnitDir::new(state.path().join(id));
+        for dir in [Some(gone), None] {
+            let unit = Unit::look(id.to_owned(), dir, &before).unwrap();
+            assert!(!unit.is_there(), "{unit:?}");
+        }
     }
 }

@@ -20,6 +20,7 @@ pub mod front;
 pub mod image;
 pub mod launch;
 pub mod list;
+mod loops;
 pub mod message;
 pub mod notify;
 pub mod out;

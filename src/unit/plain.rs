@@ -2,7 +2,7 @@
 //! process of ours stays.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 
 use nbdserve::plan::{self, Resolved};
@@ -15,7 +15,7 @@ use super::notify::{READY, STOPPING, notify};
 use super::record::{Record, Stage, Undo, UnitDir};
 use super::state::StateDir;
 use super::target;
-use super::undo::{self, Kernel, Server};
+use super::undo::{self, Kernel, Server, Stayed};
 use crate::target::{kernel_mount, loop_device};
 use nbdfuse::mount::Mode;
 
@@ -26,7 +26,6 @@ const PROBE_CACHE: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Mounted {
     dir: UnitDir,
-    device: PathBuf,
 }
 
 /// Mounts the image by a loop device if that is all it needs and the user did not ask for another
@@ -69,9 +68,13 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     let state = StateDir::of_user();
     state.create()?;
     let dir = state.unit(&request.id);
-    let lock = dir.create()?;
     let mut record = record(request, &resolved);
-    dir.write(&record)?;
+    let lock = dir.create(|dir| dir.write(&record))?;
+    if let Err(error) = target::create(request) {
+        // What is there is not ours to remove.
+        dir.remove()?;
+        return Err(error);
+    }
     let label = request.image.to_string_lossy();
     let options = loop_device::LoopOptions {
         id: &request.id,
@@ -83,11 +86,11 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     };
     match attach(image, &options, request, &record) {
         Ok(device) => {
-            record.device = Some(device.clone());
+            record.device = Some(device);
             record.stage = Stage::Mounted;
             dir.write(&record)?;
             drop(lock);
-            Ok(Some(Mounted { dir, device }))
+            Ok(Some(Mounted { dir }))
         }
         Err(error) => {
             if let Err(stayed) = undo::undo_all(&request.id, Mode::Lazy, Server::Dead) {
@@ -133,7 +136,6 @@ fn attach(
     request: &Request,
     record: &Record,
 ) -> Result<PathBuf> {
-    target::create(request)?;
     let device = loop_device::attach(image.as_fd(), options)?;
     let filesystem = record
         .opened
@@ -169,26 +171,46 @@ impl Mounted {
         events::watch_signals(&sender, || Event::Signal)?;
         events::watch_mounts(&sender, || Event::MountsChanged)?;
         notify(READY);
+        let mut asked = false;
         while self.is_mounted() {
             match queue.recv() {
+                // What was above it may be gone.
+                Ok(Event::MountsChanged) if asked => self.take_down()?,
                 Ok(Event::MountsChanged) => {}
                 Ok(Event::Signal) | Err(_) => {
                     notify(STOPPING);
-                    if undo::undo_all(self.dir.id(), Mode::Normal, Server::Dead).is_err() {
-                        undo::undo_all(self.dir.id(), Mode::Lazy, Server::Dead)?;
-                    }
+                    asked = true;
+                    self.take_down()?;
                 }
             }
         }
         let record = self.dir.read()?;
+        // The device goes a moment after the mount.
+        undo::undo_all(self.dir.id(), Mode::Lazy, Server::Dead)?;
         if Kernel::look()?.of(self.dir.id()).is_empty() {
             undo::remove_files(&self.dir, record.as_ref())?;
         }
         Ok(())
     }
 
+    /// Unmounts it, and leaves it to its last user where it is in use. Below another mount it stays.
+    fn take_down(&self) -> Result<()> {
+        let id = self.dir.id();
+        let undone = undo::undo_all(id, Mode::Normal, Server::Dead)
+            .or_else(|_| undo::undo_all(id, Mode::Lazy, Server::Dead));
+        match undone {
+            Err(Stayed::Covered(error)) => {
+                tracing::warn!("{}", error.report());
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Whether it is still in the mount table. On doubt it is. The device alone does not tell: it may
+    /// be somebody else's by now.
     fn is_mounted(&self) -> bool {
-        let device: &Path = &self.device;
-        crate::sys::mountinfo::mounts().map_or(true, |all| all.iter().any(|m| m.source == *device))
+        let kernel = Kernel::look();
+        kernel.map_or(true, |kernel| !kernel.of(self.dir.id()).kernel.is_empty())
     }
 }

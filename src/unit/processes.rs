@@ -21,14 +21,24 @@ pub struct Processes {
 pub fn of_unit(id: &str) -> Processes {
     let mut found = Processes::default();
     let uid = rustix::process::geteuid().as_raw();
-    for pid in all() {
+    // What others have on their command lines may take them long to tell.
+    for pid in all().into_iter().filter(|pid| is_of_user(*pid, uid)) {
         match role_of(pid).filter(|(_, of)| of == id) {
-            Some((Role::Supervise, _)) if is_of_user(pid, uid) => found.supervisor = Some(pid),
-            Some((Role::Serve, _)) if is_of_user(pid, uid) => found.server = Some(pid),
+            Some((Role::Supervise, _)) => found.supervisor = Some(pid),
+            Some((Role::Serve, _)) => found.server = Some(pid),
             _ => {}
         }
     }
     found
+}
+
+/// When a process began, in clock ticks since the machine did: with its number, its identity.
+#[must_use]
+pub fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have anything in it. proc(5): field 22, of which two are gone.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// The numbers of all processes, in order.
@@ -105,5 +115,7 @@ mod tests {
         assert!(!is_of_user(pid, uid ^ 1));
         assert!(all().contains(&pid));
         assert_eq!(of_unit("0123abcd"), Processes::default());
+        let earlier = began(1).unwrap();
+        assert!(began(pid).is_some_and(|began| began >= earlier));
     }
 }

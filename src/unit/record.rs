@@ -5,12 +5,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nbdserve::{Error, Kind, Result};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, open};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::message::{Opened, Request, Via};
@@ -18,6 +20,12 @@ use super::stats;
 
 /// Ends the name of a folder that will be a unit's.
 pub(super) const UNBORN_SUFFIX: &str = ".new";
+/// A new folder that vanishes before its lock is in it is made again, so often at most.
+const MANY: usize = 100;
+/// Held while somebody looks after the unit.
+const LOCK: &str = "lock";
+/// The same, before it is held.
+const NEW_LOCK: &str = "lock.new";
 /// What was written and did not reach the image, as a sentence; empty when all did.
 const LOST: &str = "lost";
 /// A record larger than this was not written by us.
@@ -40,6 +48,9 @@ pub struct Record {
     pub stage: Stage,
     /// Process id of the supervisor; none for a plain loop device.
     pub supervisor: Option<u32>,
+    /// When that process began, as /proc has it: another one may get its number.
+    #[serde(default)]
+    pub supervisor_began: Option<u64>,
     /// Process id of the server.
     pub server: Option<u32>,
     /// Seconds since 1970.
@@ -91,6 +102,7 @@ impl Record {
             device: None,
             stage: Stage::Starting,
             supervisor: None,
+            supervisor_began: None,
             server: None,
             started,
             undo: Vec::new(),
@@ -125,6 +137,14 @@ pub struct UnitDir {
     path: PathBuf,
 }
 
+/// A lock that is taken and has no name yet; `None` where the file system has no such files.
+fn nameless_lock(folder: &Path) -> Option<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = File::from(open(folder, flags, Mode::RUSR | Mode::WUSR).ok()?);
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
 /// Held while a unit is looked after. Released by drop, and by the death of the process.
 #[derive(Debug)]
 pub struct Lock {
@@ -157,32 +177,51 @@ impl UnitDir {
             .unwrap_or_default()
     }
 
-    /// Makes the folder, with its lock taken: whoever sees the folder sees that somebody looks after
-    /// it.
+    /// Makes the folder, with its lock taken and what `fill` writes into it: whoever sees the folder
+    /// sees that somebody looks after it, and after what.
     ///
     /// # Errors
-    /// When it cannot be made or is there already.
-    pub fn create(&self) -> Result<Lock> {
+    /// When it cannot be made or is there already, and those of `fill`.
+    pub fn create(&self, fill: impl FnOnce(&Self) -> Result<()>) -> Result<Lock> {
         let fail = |error| {
             let what = format!("cannot make the folder {}", self.path.display());
             Error::io(what, error)
         };
+        let unborn = self.unborn();
+        let made = || {
+            let lock = unborn.make_locked().map_err(fail)?;
+            fill(&unborn)?;
+            fs::rename(&unborn.path, &self.path).map_err(fail)?;
+            Ok(lock)
+        };
+        made().inspect_err(|_| {
+            let _ = unborn.empty();
+        })
+    }
+
+    /// Makes the folder with its lock. An empty one is anybody's to remove.
+    fn make_locked(&self) -> std::io::Result<Lock> {
+        let make = || DirBuilder::new().mode(0o700).create(&self.path);
+        let Some(nameless) = self.path.parent().and_then(nameless_lock) else {
+            make()?;
+            return self.make_lock();
+        };
+        let from = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+        for _ in 0..MANY {
+            make()?;
+            match linkat(CWD, &*from, CWD, self.join(LOCK), AtFlags::SYMLINK_FOLLOW) {
+                Err(Errno::NOENT) => {}
+                other => return Ok(other.map(|()| Lock { _file: nameless })?),
+            }
+        }
+        Err(Errno::NOENT.into())
+    }
+
+    /// The folder's name while there is no unit of it, yet or any more.
+    fn unborn(&self) -> Self {
         let mut path = self.path.clone().into_os_string();
         path.push(UNBORN_SUFFIX);
-        let unborn = Self { path: path.into() };
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&unborn.path)
-            .map_err(fail)?;
-        let lock = unborn.try_lock()?.ok_or_else(|| {
-            let what = format!("unit {} is locked by somebody else", self.id());
-            Error::new(Kind::Denied, what)
-        })?;
-        fs::rename(&unborn.path, &self.path).map_err(|error| {
-            let _ = unborn.remove();
-            fail(error)
-        })?;
-        Ok(lock)
+        Self { path: path.into() }
     }
 
     /// Makes the file in which the server says at its end what could not be written. It is there from
@@ -196,6 +235,20 @@ impl UnitDir {
         let file = options.create(true).truncate(true).write(true).mode(0o600);
         file.open(&path)
             .map_err(|error| Error::io(format!("cannot make {}", path.display()), error))
+    }
+
+    /// Writes to the file of [`Self::make_lost`], which somebody may hold open.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be written.
+    pub fn note_lost(&self, text: &str) -> Result<()> {
+        let path = self.join(LOST);
+        OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| Error::io(format!("cannot write {}", path.display()), error))
     }
 
     /// The file of [`Self::make_lost`], if there is one.
@@ -221,19 +274,40 @@ impl UnitDir {
     /// # Errors
     /// When the lock file cannot be opened.
     pub fn try_lock(&self) -> Result<Option<Lock>> {
-        let path = self.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| Error::io(format!("cannot open {}", path.display()), error))?;
+        let path = self.join(LOCK);
+        let fail = |error| Error::io(format!("cannot open {}", path.display()), error);
+        let file = match OpenOptions::new().write(true).open(&path) {
+            // Something that cleans up has taken it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.exists() => {
+                return self.make_lock().map(Some).map_err(fail);
+            }
+            other => other.map_err(fail)?,
+        };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock { _file: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(Error::io(format!("cannot lock {}", path.display()), errno)),
         }
+    }
+
+    /// Makes the lock, taken: whoever finds it free knows that nobody looks after the folder.
+    fn make_lock(&self) -> std::io::Result<Lock> {
+        let new = self.join(NEW_LOCK);
+        let mut options = OpenOptions::new();
+        let file = options
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        fs::rename(new, self.join(LOCK))?;
+        Ok(Lock { _file: file })
+    }
+
+    /// Whether there is a lock and nobody has it.
+    #[must_use]
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.join(LOCK).exists() && matches!(self.try_lock(), Ok(Some(_)))
     }
 
     /// Takes the lock as soon as it is free, and waits for that at most `limit`.
@@ -260,8 +334,7 @@ impl UnitDir {
     /// Whether somebody looks after the unit.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        // Opening for writing would create the lock file of a folder that is being removed.
-        let Ok(file) = File::open(self.join("lock")) else {
+        let Ok(file) = File::open(self.join(LOCK)) else {
             return false;
         };
         flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
@@ -321,11 +394,22 @@ impl UnitDir {
         fs::rename(&new, self.join(name))
     }
 
-    /// Removes the folder with everything in it that is ours. Does not enter mount points.
+    /// Removes the folder with everything in it that is ours. Does not enter mount points. Nobody
+    /// sees a part of it.
     ///
     /// # Errors
     /// When something is left.
     pub fn remove(&self) -> Result<()> {
+        let unborn = self.unborn();
+        match fs::rename(&self.path, &unborn.path) {
+            Ok(()) => unborn.empty(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(_) => self.empty(),
+        }
+    }
+
+    /// Removes what is in the folder, and it.
+    pub(super) fn empty(&self) -> Result<()> {
         let files = [
             "unit.json.new",
             "unit.json",
@@ -334,7 +418,8 @@ impl UnitDir {
             LOST,
             "disk",
             "log",
-            "lock",
+            NEW_LOCK,
+            LOCK,
         ];
         for name in files {
             let _ = fs::remove_file(self.join(name));
@@ -365,7 +450,7 @@ mod tests {
         let unit = UnitDir {
             path: dir.path().join("0123abcd"),
         };
-        let lock = unit.create().unwrap();
+        let lock = unit.create(|_| Ok(())).unwrap();
         assert!(unit.is_locked());
         assert!(unit.try_lock().unwrap().is_none());
         drop(lock);

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nbdserve::{Error, Result};
 
 use super::channel::Channel;
+use crate::sys::process::close_inherited;
 
 /// What our processes call themselves.
 pub(super) const NAME: &str = "loopmount";
@@ -43,7 +44,8 @@ impl Role {
 }
 
 /// Starts this program again in `role` for unit `id`, with one end of a new channel as its standard
-/// input. It gets no other descriptor, no terminal, and `/` as its folder.
+/// input. It gets no terminal, `/` as its folder, and no other descriptor: what we were started with
+/// it closes in [`inherit`].
 ///
 /// # Errors
 /// When the process cannot be started.
@@ -64,12 +66,15 @@ pub fn respawn(role: Role, id: &str) -> Result<(Child, Channel)> {
     Ok((child, ours))
 }
 
-/// In a started process: takes the channel that was passed as standard input, which becomes
-/// /dev/null, and leaves the terminal's session.
+/// In a started process, before anything else is opened: takes the channel that was passed as
+/// standard input, which becomes /dev/null, closes all that only the user's shell left open, and
+/// leaves the terminal's session. The user's lock (`exec 9>lock; flock 9`) would be held as long as
+/// the mount otherwise, and the other end of the user's pipe would see no end.
 ///
 /// # Errors
 /// When standard input is not open.
 pub fn inherit() -> Result<Channel> {
+    close_inherited(3);
     let take = || -> std::io::Result<OwnedFd> {
         let fd = std::io::stdin().as_fd().try_clone_to_owned()?;
         let null = std::fs::File::open("/dev/null")?;

@@ -116,10 +116,8 @@ impl Server {
             return Ok(());
         };
         let (mut request, image, asker) = start.parts(fds)?;
-        crate::log::to_file(
-            &StateDir::of_user().unit(&self.id).join("log"),
-            request.verbosity,
-        );
+        let dir = StateDir::trusted()?.unit(&self.id);
+        crate::log::to_file(&dir.join("log"), request.verbosity);
         // Before any thread is started: all of them may serve a device of this machine.
         if may_mount_devices()
             && let Err(error) = set_io_flusher()
@@ -148,7 +146,6 @@ impl Server {
         let prefetch = request
             .prefetch
             .then(|| Arc::new(Prefetch::new(&resolved.volume)));
-        let dir = StateDir::of_user().unit(&self.id);
         let lost = request
             .takes_writes()
             .then(|| dir.make_lost())
@@ -171,11 +168,14 @@ impl Server {
             resolved.volume = foresight::watch(&resolved.volume, source);
         }
         let shown = self.show(&request, &resolved, means, sockets, backing, &observer)?;
-        self.say(&FromServer::Attached)?;
-        if let Some(prefetch) = prefetch {
-            start_prefetch(prefetch, &prefetched, &cx)?;
+        if self.say(&FromServer::Attached).is_err() {
+            self.end_as_orphan();
+        } else {
+            if let Some(prefetch) = prefetch {
+                start_prefetch(prefetch, &prefetched, &cx)?;
+            }
+            self.wait_for_the_end();
         }
-        self.wait_for_the_end();
 
         // Reads that still wait get an error at once, so that nothing holds up the end.
         cx.cancel.cancel();
@@ -372,7 +372,10 @@ fn open(request: &Request, image: Image, mut cx: Cx) -> Result<Resolved> {
             } else {
                 OpenMode::ReadOnly
             };
-            cx.references = References::of(&request.image, &request.references)?;
+            // The first part, of an image in parts. Its folder is the one that has this file in it.
+            if let Some(opened) = fds.first() {
+                cx.references = References::of(&request.image, opened, &request.references)?;
+            }
             open_files(fds, &name, mode)?
         }
         Image::Remote(remote) => {

@@ -34,6 +34,15 @@ impl StateDir {
         Self { path }
     }
 
+    /// [`Self::of_user`], if nobody else can have written what is in it.
+    ///
+    /// # Errors
+    /// When it is not there, or somebody else's.
+    pub fn trusted() -> Result<Self> {
+        let state = Self::of_user();
+        state.check().map(|()| state)
+    }
+
     /// Where the state of this user's other units may be: a login has an `XDG_RUNTIME_DIR`, a job of
     /// cron or a command under su(1) has none.
     fn others(&self) -> Vec<Self> {
@@ -112,18 +121,20 @@ impl StateDir {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            // Somebody may be about to make the unit.
-            if !entry.metadata().is_ok_and(|meta| is_old(&meta)) {
-                continue;
-            }
             let of = |suffix| name.strip_suffix(suffix).filter(|id| is_id(id));
-            if of(PRIVATE_SUFFIX).is_some_and(|id| !self.unit(id).exists()) {
+            // Somebody may be about to make the unit.
+            let old = entry.metadata().is_ok_and(|meta| is_old(&meta));
+            if old && of(PRIVATE_SUFFIX).is_some_and(|id| !self.unit(id).exists()) {
                 // It is empty, or it is not one of them.
                 let _ = fs::remove_dir(entry.path());
             }
             let unborn = UnitDir::new(entry.path());
-            if of(UNBORN_SUFFIX).is_some() && !unborn.is_locked() {
-                let _ = unborn.remove();
+            // An empty one goes at once: who is making it makes it again.
+            if of(UNBORN_SUFFIX).is_some()
+                && fs::remove_dir(entry.path()).is_err()
+                && (unborn.is_abandoned() || (old && !unborn.is_locked()))
+            {
+                let _ = unborn.empty();
             }
         }
     }
@@ -136,13 +147,10 @@ impl StateDir {
 
     /// The folder of a unit that the kernel knows: here, or where else this user has one.
     #[must_use]
-    pub fn find(&self, id: &str) -> UnitDir {
-        let own = self.unit(id);
-        if own.exists() {
-            return own;
-        }
-        let mut others = self.others().into_iter().map(|state| state.unit(id));
-        others.find(UnitDir::exists).unwrap_or(own)
+    pub fn find(&self, id: &str) -> Option<UnitDir> {
+        let own = self.check().is_ok().then(|| self.unit(id));
+        let others = self.others().into_iter().map(|state| state.unit(id));
+        own.into_iter().chain(others).find(UnitDir::exists)
     }
 
     /// The folders of all units, by id; none when somebody else can write to the folder.
@@ -193,7 +201,7 @@ mod tests {
         let state = StateDir {
             path: dir.path().to_owned(),
         };
-        let _lock = state.unit("0123abcd").create().unwrap();
+        let _lock = state.unit("0123abcd").create(|_| Ok(())).unwrap();
         let folders = [
             state.private_target("0123abcd"),
             state.private_target("deadbeef"),
@@ -202,8 +210,16 @@ mod tests {
         for folder in &folders {
             fs::create_dir(folder).unwrap();
         }
-        fs::write(folders[2].join("lock"), "").unwrap();
+        // Where a lock cannot be made before its folder.
+        fs::write(folders[2].join("lock.new"), "").unwrap();
+        let empty = dir.path().join("cafe0001.new");
+        fs::create_dir(&empty).unwrap();
+        // Its maker was killed, or its remover: nobody has the lock.
+        let abandoned = dir.path().join("cafe0000.new");
+        fs::create_dir(&abandoned).unwrap();
+        fs::write(abandoned.join("lock"), "").unwrap();
         state.sweep();
+        assert!(!abandoned.exists() && !empty.exists());
         assert!(folders.iter().all(|folder| folder.exists()), "all are new");
         let old = SystemTime::now() - 2 * OLD;
         for folder in &folders {
@@ -224,6 +240,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    // Who looks also cleans up.
+                    state.sweep();
                     for unit in state.units() {
                         // Gone meanwhile, or locked.
                         assert!(unit.is_locked() || !unit.exists());
@@ -232,7 +250,7 @@ mod tests {
             });
             for n in 0..500 {
                 let unit = state.unit(&format!("{n:08x}"));
-                let _lock = unit.create().unwrap();
+                let _lock = unit.create(|_| Ok(())).unwrap();
                 fs::rename(unit.path(), dir.path().join("gone")).unwrap();
                 fs::remove_dir_all(dir.path().join("gone")).unwrap();
             }

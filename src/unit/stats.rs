@@ -111,12 +111,12 @@ pub fn command(what: &OsStr, json: bool) -> Result<Exit> {
 /// Has the server write its figures, and reads them.
 fn ask(unit: &Unit) -> Result<Figures> {
     let id = &unit.id;
-    let file = unit.dir.join(FILE);
-    if !unit.dir.exists() {
+    let Some(dir) = &unit.dir else {
         let what = format!("unit {id} has its state in another folder");
         return Err(Error::new(Kind::Io, what)
             .hint("set XDG_RUNTIME_DIR to what it was when the unit was mounted"));
-    }
+    };
+    let file = dir.join(FILE);
     // Held open, so that no new file gets its inode.
     let Ok(before) = File::open(&file) else {
         return Err(no_figures(unit));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -17,14 +18,20 @@ use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
 use super::out;
-use super::processes::is_server;
-use super::record::{Stage, Waited};
+use super::processes::{self, is_server};
+use super::record::{Stage, UnitDir, Waited};
+use super::state::StateDir;
 use super::undo::{self, Kernel, Server, Stayed, Traces};
+use crate::sys::process::wait_readable;
 use crate::target::kernel_nbd;
 use nbdfuse::mount::Mode;
 
 /// After the unmount, supervisor and server have this long to free the image.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// One that takes writes writes back what it holds, to a disk that may be slow.
+const WRITE_BACK_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The user is told what is waited for after this time.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// A detached unit without users is gone within this time.
 const DETACH_LIMIT: Duration = Duration::from_secs(1);
 /// Unmounting what nobody serves may take this long before it gets help.
@@ -179,7 +186,7 @@ fn left_error(unit: &Unit, left: &[String]) -> Error {
 /// When something other than a user of the mount is in the way.
 pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
     // Its folder goes with it.
-    let lost = unit.dir.open_lost();
+    let lost = unit.dir.as_ref().and_then(UnitDir::open_lost);
     let seen = match unmount_what_is_seen(unit, mode)? {
         Attempt::Done { seen } => seen,
         Attempt::Busy(error, holders) => {
@@ -187,8 +194,10 @@ pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
         }
         Attempt::Covered(error) => return Ok(Outcome::Busy(error)),
     };
-    if unit.alive && seen == 0 {
-        // Still starting, or mounted where we cannot see it: its supervisor knows.
+    if seen == 0 {
+        if mode == Mode::Normal && is_run_in(unit) {
+            return Ok(Outcome::Busy(run_in_error(unit)));
+        }
         ask_to_end(unit);
     }
     let outcome = wait_for_the_end(unit, mode)?;
@@ -199,6 +208,20 @@ pub fn take_down(unit: &Unit, mode: Mode) -> Result<Outcome> {
         }
         _ => Ok(outcome),
     }
+}
+
+/// Whether the unit is that of a command which runs in it, where nobody else sees the mount.
+fn is_run_in(unit: &Unit) -> bool {
+    let record = unit.record.as_ref();
+    let private =
+        record.is_some_and(|record| record.request.private && record.stage == Stage::Mounted);
+    private && (unit.alive || unit.traces.has_devices())
+}
+
+fn run_in_error(unit: &Unit) -> Error {
+    let what = format!("a command runs in the image, in unit {}", unit.id);
+    Error::new(Kind::Denied, what)
+        .hint("end that, or detach it now and let it finish: loopmount -u --lazy")
 }
 
 /// How unmounting what the user sees of a unit ended.
@@ -252,7 +275,7 @@ fn try_to_unmount(unit: &Unit, mode: Mode) -> Result<Attempt> {
         .then(|| Rescue::start(&unit.id, &traces))
         .transpose()?;
     for mount in seen.iter().rev() {
-        match undo::unmount(mount, &kernel.mounts, mode) {
+        match undo::unmount(mount, mode) {
             Ok(()) => {}
             Err(Stayed::Busy(error)) => {
                 return Ok(Attempt::Busy(error, busy::holders(mount, &kernel.mounts)));
@@ -291,69 +314,108 @@ impl Rescue {
 
 /// The supervisor sees that its mount is gone and ends everything. Without one we do it.
 fn wait_for_the_end(unit: &Unit, mode: Mode) -> Result<Outcome> {
-    let deadline = Instant::now() + END_LIMIT;
-    let left = || -> Result<Outcome> { Ok(Outcome::Left(Kernel::look()?.of(&unit.id).describe())) };
-    let limit = if mode == Mode::Lazy {
-        DETACH_LIMIT
-    } else {
-        END_LIMIT
+    let takes_writes = unit
+        .record
+        .as_ref()
+        .is_some_and(|record| record.request.takes_writes());
+    let limit = match mode {
+        Mode::Lazy => DETACH_LIMIT,
+        Mode::Normal if takes_writes => WRITE_BACK_LIMIT,
+        Mode::Normal => END_LIMIT,
     };
-    if unit.dir.exists() {
-        match unit.dir.lock_within(limit)? {
+    let deadline = Instant::now() + limit;
+    let left = || -> Result<Outcome> { Ok(Outcome::Left(Kernel::look()?.of(&unit.id).describe())) };
+    if let Some(dir) = &unit.dir {
+        let what = if takes_writes {
+            "all that was written is in the image"
+        } else {
+            "the server has ended"
+        };
+        match wait_for_lock(dir, limit, what)? {
             Waited::Locked(_lock) => {
-                undo::undo_within(&unit.id, mode, Server::Dead, limit)?;
+                match undo::undo_within(&unit.id, mode, Server::Dead, limit.min(END_LIMIT)) {
+                    Err(Stayed::Busy(error)) => {
+                        return Ok(Outcome::Busy(busy_error(&error, &[])));
+                    }
+                    other => other?,
+                }
                 let traces = Kernel::look()?.of(&unit.id);
                 if mode == Mode::Lazy && traces.kernel.is_empty() && traces.has_devices() {
                     // The device goes with its last user, the record when somebody looks next.
-                    note_ending(unit)?;
+                    note_ending(dir)?;
                     return Ok(Outcome::Detached);
                 }
-                undo::remove_files(&unit.dir, unit.record.as_ref())?;
+                undo::remove_files(dir, unit.record.as_ref())?;
             }
             Waited::Gone => {}
             Waited::Held if mode == Mode::Lazy => return Ok(Outcome::Detached),
             Waited::Held => return left(),
         }
     } else {
-        undo::undo_all(&unit.id, mode, Server::Dead)?;
+        undo::undo_within(&unit.id, mode, Server::Dead, limit)?;
     }
     if !ended_by(unit.server, &unit.id, deadline) || !Kernel::look()?.of(&unit.id).is_empty() {
-        return left();
+        return if mode == Mode::Lazy {
+            Ok(Outcome::Detached)
+        } else {
+            left()
+        };
     }
     Ok(Outcome::Gone)
 }
 
-fn note_ending(unit: &Unit) -> Result<()> {
-    let Some(mut record) = unit.dir.read()? else {
-        return Ok(());
-    };
-    record.stage = Stage::Ending;
-    unit.dir.write(&record)
-}
-
-/// Whether the server with this process id is gone at the deadline. A process that only has the
-/// same number does not count.
-fn ended_by(pid: Option<u32>, id: &str, deadline: Instant) -> bool {
-    let Some(pid) = pid else { return true };
-    loop {
-        if !is_server(pid, id) {
-            return true;
+/// Waits for the end of who looks after the unit, and says so when it takes long.
+fn wait_for_lock(dir: &UnitDir, limit: Duration, what: &str) -> Result<Waited> {
+    match dir.lock_within(limit.min(PATIENCE))? {
+        Waited::Held if limit > PATIENCE => {
+            out::tell(format!("loopmount: waiting until {what}"));
+            dir.lock_within(limit - PATIENCE)
         }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
+        waited => Ok(waited),
     }
 }
 
+fn note_ending(dir: &UnitDir) -> Result<()> {
+    let Some(mut record) = dir.read()? else {
+        return Ok(());
+    };
+    record.stage = Stage::Ending;
+    dir.write(&record)
+}
+
+/// Whether the server with this process id is gone at the deadline, with all that it had open. A
+/// process that only has the same number does not count.
+fn ended_by(pid: Option<u32>, id: &str, deadline: Instant) -> bool {
+    let pidfd = pid
+        .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    match (pid, pidfd) {
+        // Looked at while the descriptor holds the number.
+        (Some(pid), Some(pidfd)) if is_server(pid, id) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            wait_readable(pidfd.as_fd(), left).unwrap_or(false)
+        }
+        _ => true,
+    }
+}
+
+/// Tells the supervisor of a unit that is still starting, or mounted where we cannot see it. One that
+/// is ending does what it can: the server may be writing back what it holds.
 fn ask_to_end(unit: &Unit) {
-    let supervisor = unit.record.as_ref().and_then(|record| record.supervisor);
-    let Some(pid) = supervisor.and_then(|pid| Pid::from_raw(pid.cast_signed())) else {
+    let record = unit.record.as_ref();
+    let Some(record) = record.filter(|record| record.stage != Stage::Ending) else {
         return;
     };
-    // The lock was held a moment ago, so the number is still its own.
+    let Some((number, pid)) = record
+        .supervisor
+        .and_then(|number| Some((number, Pid::from_raw(number.cast_signed())?)))
+    else {
+        return;
+    };
+    // Looked at while the descriptor holds the number: no other process can get the signal.
     if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
-        && unit.dir.is_locked()
+        && record.supervisor_began.is_some()
+        && processes::began(number) == record.supervisor_began
     {
         let _ = pidfd_send_signal(&pidfd, Signal::TERM);
     }
@@ -365,11 +427,16 @@ fn ask_to_end(unit: &Unit) {
 /// When something stays.
 pub fn janitor(id: &str) -> Result<()> {
     let _channel = super::respawn::inherit()?;
-    let state = super::state::StateDir::of_user();
+    let Ok(state) = StateDir::trusted() else {
+        // It went with the user's login, or with a cleaner.
+        return Ok(undo::undo_all(id, Mode::Lazy, Server::Dead)?);
+    };
     let dir = state.unit(id);
     crate::log::to_file(&dir.join("log"), 0);
-    let Waited::Locked(_lock) = dir.lock_within(END_LIMIT)? else {
-        return Ok(());
+    let _lock = match dir.lock_within(END_LIMIT)? {
+        Waited::Held => return Ok(()),
+        Waited::Gone => None,
+        Waited::Locked(lock) => Some(lock),
     };
     undo::undo_all(id, Mode::Lazy, Server::Dead)?;
     let record = dir.read().unwrap_or(None);

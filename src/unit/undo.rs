@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
 
+use super::loops::Guess;
 use super::record::{Record, Undo, UnitDir};
 use super::target;
 use crate::sys::block::BlockDevice;
@@ -18,6 +19,12 @@ use nbdfuse::mount::{Mode, Unmounted};
 
 /// Loop devices and NBD devices that still vanish are waited for this long.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
+/// Pauses between two looks at what still vanishes: a device is usually gone at once, and one with a
+/// holder may stay for days.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// A mount that is in the table and not where the table says is looked for that often.
+const LOOKS: usize = 8;
 
 /// A picture of what the kernel has, taken once.
 #[derive(Debug)]
@@ -74,19 +81,16 @@ impl Kernel {
     /// # Errors
     /// When /proc is not there.
     pub fn look() -> Result<Self> {
-        let (mut loops, mut nbds) = (Vec::new(), Vec::new());
-        // Nobody else can have made devices, or look at them.
-        if rustix::process::geteuid().is_root() {
-            let loop_device = |found: loop_device::Found| {
-                KernelDevice::new("loop", found.status.number, found.id)
-            };
-            let nbd_device =
-                |found: kernel_nbd::Found| KernelDevice::new("nbd", found.index, found.id);
-            loops = loop_device::find()?.into_iter().map(loop_device).collect();
-            nbds = kernel_nbd::find()?.into_iter().map(nbd_device).collect();
+        let (mut loops, mut nbds) = devices(&mountinfo::mounts()?)?;
+        let mounts = mountinfo::mounts()?;
+        if !loops.is_empty() || !nbds.is_empty() {
+            // One that went meanwhile may be another's by now, and the mount that was seen on it, too.
+            let (loops_now, nbds_now) = devices(&mounts)?;
+            loops.retain(|device| loops_now.contains(device));
+            nbds.retain(|device| nbds_now.contains(device));
         }
         Ok(Self {
-            mounts: mountinfo::mounts()?,
+            mounts,
             loops,
             nbds,
         })
@@ -162,6 +166,13 @@ impl Traces {
             && self.nbds.is_empty()
     }
 
+    /// Whether one of the mounts has this number.
+    #[must_use]
+    pub fn has_mount(&self, id: u64) -> bool {
+        let mut mounts = self.kernel.iter().chain(&self.fuse);
+        mounts.any(|mount| mount.id == id)
+    }
+
     /// Whether there is a loop or NBD device.
     #[must_use]
     pub fn has_devices(&self) -> bool {
@@ -182,6 +193,23 @@ impl Traces {
             )
             .collect()
     }
+}
+
+/// The loop and NBD devices of units.
+fn devices(mounts: &[Mount]) -> Result<(Vec<KernelDevice>, Vec<KernelDevice>)> {
+    // Nobody else can have made devices, or look at them.
+    if !rustix::process::geteuid().is_root() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let loop_device =
+        |found: loop_device::Found| KernelDevice::new("loop", found.status.number, found.id);
+    let nbd_device = |found: kernel_nbd::Found| KernelDevice::new("nbd", found.index, found.id);
+    let guess = Guess::new(mounts);
+    let loops = loop_device::find(|number, file| guess.is_worth_asking(number, file))?;
+    Ok((
+        loops.into_iter().map(loop_device).collect(),
+        kernel_nbd::find()?.into_iter().map(nbd_device).collect(),
+    ))
 }
 
 /// Whether a FUSE mount was made by this user. The units of others are not ours to judge: whether
@@ -235,31 +263,54 @@ impl From<Stayed> for Error {
     }
 }
 
-/// Takes one mount away. Does not touch what is in it.
+/// Takes one mount away, and no other that is in its place by now: others take mounts away too, a
+/// second `-u`, the supervisor. Does not touch what is in it.
 ///
 /// # Errors
 /// `Busy` when it is in use (never with [`Mode::Lazy`]), `Covered` below another mount.
-pub fn unmount(mount: &Mount, all: &[Mount], mode: Mode) -> Result<(), Stayed> {
+pub fn unmount(mount: &Mount, mode: Mode) -> Result<(), Stayed> {
+    for _ in 0..LOOKS {
+        // What was seen before may be old: unmounting what was above may have taken long.
+        let all = mountinfo::mounts().map_err(Stayed::Failed)?;
+        let Some(mount) = all.iter().find(|other| is_same(other, mount)) else {
+            // Somebody else was faster.
+            return Ok(());
+        };
+        let target = &mount.target;
+        if all
+            .iter()
+            .any(|other| other.parent == mount.id && other.target == *target)
+        {
+            let shown = target.display();
+            let what = format!("{shown} is covered by another mount");
+            return Err(Stayed::Covered(Error::new(Kind::Denied, what).hint(
+                format!(
+                    "umount {} takes the upper one away",
+                    shell(&shown.to_string())
+                ),
+            )));
+        }
+        let done = nbdfuse::mount::unmount_only(target, mount.id, mode).map_err(Stayed::Failed)?;
+        match done {
+            Unmounted::Done => return Ok(()),
+            Unmounted::Busy => {
+                let what = format!("{} is in use", target.display());
+                return Err(Stayed::Busy(Error::new(Kind::Denied, what)));
+            }
+            // Gone, moved or covered since the look; or below a mount on a folder around it.
+            Unmounted::NotMounted => {}
+        }
+    }
     let shown = mount.target.display();
-    if all
-        .iter()
-        .any(|other| other.parent == mount.id && other.target == mount.target)
-    {
-        return Err(Stayed::Covered(
-            Error::new(Kind::Denied, format!("{shown} is covered by another mount")).hint(format!(
-                "umount {} takes the upper one away",
-                shell(&shown.to_string())
-            )),
-        ));
-    }
-    match nbdfuse::mount::unmount(&mount.target, mode).map_err(Stayed::Failed)? {
-        Unmounted::Busy => Err(Stayed::Busy(Error::new(
-            Kind::Denied,
-            format!("{shown} is in use"),
-        ))),
-        // Somebody else may have been faster.
-        Unmounted::Done | Unmounted::NotMounted => Ok(()),
-    }
+    let what = format!("{shown} is hidden: another mount is on a folder above it");
+    Err(Stayed::Covered(
+        Error::new(Kind::Denied, what).hint("take that one away first: findmnt lists all mounts"),
+    ))
+}
+
+/// Whether two looks have seen the same mount. Its number alone is used again.
+fn is_same(one: &Mount, other: &Mount) -> bool {
+    (one.id, one.device, &one.source) == (other.id, other.device, &other.source)
 }
 
 /// [`undo_within`] a limit that is long enough for devices without holders.
@@ -278,30 +329,26 @@ pub fn undo_all(id: &str, mode: Mode, server: Server) -> Result<(), Stayed> {
 /// it; the unit then stays as it is.
 pub fn undo_within(id: &str, mode: Mode, server: Server, limit: Duration) -> Result<(), Stayed> {
     let deadline = Instant::now() + limit;
+    let mut pause = FIRST_PAUSE;
     loop {
-        let kernel = Kernel::look().map_err(Stayed::Failed)?;
-        let traces = kernel.of(id);
+        let traces = Kernel::look().map_err(Stayed::Failed)?.of(id);
         if traces.is_empty() {
             return Ok(());
         }
-        undo_once(id, &kernel, &traces, mode, server)?;
-        if Instant::now() >= deadline {
+        undo_once(id, &traces, mode, server)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Ok(());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
-fn undo_once(
-    id: &str,
-    kernel: &Kernel,
-    traces: &Traces,
-    mode: Mode,
-    server: Server,
-) -> Result<(), Stayed> {
+fn undo_once(id: &str, traces: &Traces, mode: Mode, server: Server) -> Result<(), Stayed> {
     // Later mounts stand on earlier ones.
     for mount in traces.kernel.iter().rev() {
-        unmount(mount, &kernel.mounts, mode)?;
+        unmount(mount, mode)?;
     }
     for device in &traces.nbds {
         match server {
@@ -320,7 +367,7 @@ fn undo_once(
         Mode::Lazy
     };
     for mount in traces.fuse.iter().rev() {
-        unmount(mount, &kernel.mounts, mode)?;
+        unmount(mount, mode)?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 #[allow(dead_code, reason = "other tests use the rest")]
 mod raid;
 
-use super::{must, prepare_machine, require_tool, umount};
+use super::{must, prepare_machine, require_tool, umount, until_no_loop};
 
 const MIB: u64 = 1 << 20;
 /// Where the root partition of [`Images::disk`] starts, in bytes.
@@ -454,7 +454,8 @@ pub(crate) fn copy_into(from: &Path, to: &Path, offset: u64) {
     }
 }
 
-/// Mounts a raw file system with the kernel, lets `change` write to it, and unmounts.
+/// Mounts a raw file system with the kernel, lets `change` write to it, and unmounts: the image is free
+/// then, and nothing that was written is missing in it.
 pub(crate) fn with_mounted<T>(image: &Path, args: &[&str], change: impl FnOnce(&Path) -> T) -> T {
     let point = tempfile::Builder::new()
         .prefix("lm-kernel-")
@@ -470,6 +471,7 @@ pub(crate) fn with_mounted<T>(image: &Path, args: &[&str], change: impl FnOnce(&
     );
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(point.path())));
     umount(point.path());
+    until_no_loop(image);
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 

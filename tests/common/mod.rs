@@ -97,6 +97,16 @@ pub(crate) fn must(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
+/// Waits until no loop device has `file` behind it. After a plain umount the kernel keeps the device
+/// until the last has closed it: udev, or a child that another thread has just forked.
+#[track_caller]
+pub(crate) fn until_no_loop(file: &Path) {
+    let file = file.canonicalize().unwrap();
+    until("the kernel lets go of a loop device", || {
+        system::loops().iter().all(|(_, backing)| *backing != *file)
+    });
+}
+
 /// Unmounts what the test itself may have had files open of: a child that another thread has just
 /// forked holds them until it has started its program.
 #[track_caller]

@@ -67,6 +67,12 @@ impl Sandbox {
         sandbox
     }
 
+    /// The disk in `image`, which is xz.
+    pub(crate) fn decoded(&self, image: &Path) -> PathBuf {
+        let bytes = must(Command::new("xz").args(["-dc", "--"]).arg(image));
+        self.new_file("disk.raw", bytes)
+    }
+
     /// `file`, or a copy of it when it lies in a folder that the ordinary user cannot enter.
     pub(crate) fn reachable(&self, file: &Path) -> PathBuf {
         let open = |path: &Path| {

@@ -23,8 +23,12 @@ use nix::unistd::Pid;
 
 /// Set for programs that run inside.
 const INSIDE: &str = "LOOPMOUNT_INSIDE_UML";
+/// Printed by the init script before the program is started.
+const STARTS: &str = "uml-program-starts\n";
 /// Printed by the init script before the program's exit status.
 const STATUS: &str = "uml-exit-status:";
+/// How long a kernel may take to get there.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// Modules that are loaded before the program starts. nbd sees partitions, as on most machines.
 const MODULES: &[&str] = &[
     "loop",
@@ -37,7 +41,7 @@ const MODULES: &[&str] = &[
 ];
 
 /// Runs `body` inside user-mode Linux. `test` is the path of the calling test as `cargo test`
-/// prints it. The kernel, with all in it, is killed after `limit`.
+/// prints it. The kernel, with all in it, is killed when the body takes longer than `limit`.
 pub(crate) fn inside(test: &str, limit: Duration, body: impl FnOnce()) {
     if env::var_os(INSIDE).is_some() {
         return body();
@@ -77,7 +81,8 @@ pub(crate) struct Outcome {
     pub(crate) kernel: String,
 }
 
-/// Boots a kernel, runs the shell command line in it and waits for both to end.
+/// Boots a kernel, runs the shell command line in it and waits for both to end. `limit` counts from
+/// the start of the command on.
 pub(crate) fn run(command: &str, limit: Duration) -> Outcome {
     let folder = tempfile::Builder::new()
         .prefix("uml-")
@@ -88,19 +93,29 @@ pub(crate) fn run(command: &str, limit: Duration) -> Outcome {
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).expect("make it executable");
 
     let mut kernel = Kernel::boot(&init, folder.path());
-    let deadline = Instant::now() + limit;
     let console = collect(kernel.child.stdout.take().expect("stdout is piped"));
     let messages = collect(kernel.child.stderr.take().expect("stderr is piped"));
-    let ended = kernel.wait(deadline);
+    let mut shown = Vec::new();
+    let mut deadline = Instant::now() + BOOT_LIMIT;
+    let mut started = false;
+    let ended = kernel.wait(|| {
+        shown.extend(console.try_iter().flatten());
+        if !started && as_text(&shown).contains(STARTS) {
+            started = true;
+            deadline = Instant::now() + limit;
+        }
+        deadline
+    });
     if !ended {
         kernel.kill();
     }
     assert!(kernel.is_gone(), "processes of the kernel are left");
-    let (output, status) = split_status(&receive(&console));
+    shown.extend(receive(&console));
+    let (output, status) = split_status(&as_text(&shown).replacen(STARTS, "", 1));
     Outcome {
         status: status.filter(|_| ended),
         output,
-        kernel: receive(&messages),
+        kernel: as_text(&receive(&messages)),
     }
 }
 
@@ -133,9 +148,9 @@ impl Kernel {
         }
     }
 
-    /// Waits for the kernel to halt; false when it has not until `deadline`.
-    fn wait(&mut self, deadline: Instant) -> bool {
-        while Instant::now() < deadline {
+    /// Waits for the kernel to halt; false when it has not until `deadline`, which may move.
+    fn wait(&mut self, mut deadline: impl FnMut() -> Instant) -> bool {
+        while Instant::now() < deadline() {
             if self.child.try_wait().expect("wait for linux.uml").is_some() {
                 return true;
             }
@@ -183,15 +198,20 @@ fn collect(mut stream: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// Everything that has been read, as text with plain line ends.
-fn receive(receiver: &Receiver<Vec<u8>>) -> String {
+/// Everything else that has been read.
+fn receive(receiver: &Receiver<Vec<u8>>) -> Vec<u8> {
     let mut all = Vec::new();
     // The kernel is gone, so the end of its pipes is near; a helper of it that lives on must not
     // keep us.
     while let Ok(part) = receiver.recv_timeout(Duration::from_secs(5)) {
         all.extend(part);
     }
-    String::from_utf8_lossy(&all).replace('\r', "")
+    all
+}
+
+/// With plain line ends.
+fn as_text(shown: &[u8]) -> String {
+    String::from_utf8_lossy(shown).replace('\r', "")
 }
 
 fn split_status(console: &str) -> (String, Option<i32>) {
@@ -237,12 +257,14 @@ mount -t tmpfs tmpfs /tmp
 ln -s {modules} /run/kmod/lib/modules/{release}
 exec </dev/tty1 >/dev/tty1 2>&1
 {load}cd {cwd}
+echo {starts}
 {command}
 echo \"{STATUS} $?\"
 # Powers off, without a halt(8) that minimal systems lack.
 echo o > /proc/sysrq-trigger
 sleep 60
 ",
+        starts = STARTS.trim_end(),
         modules = quote(&modules),
         release = quote(Path::new(release)),
         cwd = quote(&cwd),

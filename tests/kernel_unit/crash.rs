@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -91,7 +92,11 @@ impl<'a> Victim<'a> {
         let device = fs::metadata(&point).unwrap().dev();
         let server = pid_of(sandbox, SERVER);
         let after = Duration::from_millis(300 + self.round * 170);
+        let (synced, first) = mpsc::channel();
         let killer = std::thread::spawn(move || {
+            // However slow the machine is, one file is there to be looked for; without any this ends
+            // with an error.
+            let _ = first.recv();
             std::thread::sleep(after);
             send_signal(server, Signal::KILL);
         });
@@ -102,6 +107,7 @@ impl<'a> Victim<'a> {
                 break;
             }
             self.synced.push(self.next);
+            let _ = synced.send(());
             self.next += 1;
             // Not synced, and not asked for.
             let _ = fs::write(point.join("scratch"), vec![7; 300_000]);
@@ -111,6 +117,7 @@ impl<'a> Victim<'a> {
         }
         self.next += 1;
         self.round += 1;
+        drop(synced);
         killer.join().unwrap();
         until("the mount is gone", || mount_at(&point).is_none());
         unmount_or_gone(sandbox, &point);

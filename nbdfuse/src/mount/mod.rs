@@ -5,15 +5,18 @@
 
 mod direct;
 mod fusermount;
+mod place;
 mod read_ahead;
 mod target;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nbdserve::{Error, Kind, Result};
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+pub use place::{Place, mount_id, open_resolved};
 pub use read_ahead::set_read_ahead;
 
 /// What to mount and how.
@@ -57,11 +60,11 @@ impl MountOptions {
 /// nodev always. Nothing on the mount answers before the descriptor is served, and the mount is
 /// dead as soon as the descriptor is closed.
 ///
-/// `target` may be relative and hold any byte. It is resolved once; where the mount is made here,
-/// it is made on the very file that was checked.
+/// `target` may be relative and hold any byte. Symbolic links are not followed: the caller resolves
+/// what was typed, once. Where the mount is made here, it is made on the very file that was checked.
 ///
 /// # Errors
-/// `Denied` where a right is missing, `Unsupported` where FUSE or its helper is, `Io` else; the
+/// `Io` when a part of `target` is a symbolic link, `Denied` where a right is missing, `Unsupported` where FUSE or its helper is, `Io` else; the
 /// hint says what to do.
 pub fn mount(target: &Path, opts: &MountOptions) -> Result<OwnedFd> {
     check_name(&opts.source)?;
@@ -95,26 +98,83 @@ pub enum Unmounted {
 }
 
 /// Unmounts what is mounted on `target`, without asking the file system behind it anything: its
-/// server may be dead. The last component of `target` is not followed if it is a symbolic link.
+/// server may be dead. No part of `target` may be a symbolic link, which in the mount table none is.
 ///
 /// # Errors
 /// `Denied` where a right is missing, `Io` else.
 pub fn unmount(target: &Path, mode: Mode) -> Result<Unmounted> {
-    let path = target::without_touching(target)?;
+    take_away(target, None, mode)
+}
+
+/// As [`unmount`], of the mount with this number in the mount table and of no other: where it is not
+/// the one on top there, nothing is changed and the answer is [`Unmounted::NotMounted`].
+///
+/// The number is asked for right before the call that unmounts; the kernel has none that takes it.
+///
+/// # Errors
+/// As [`unmount`].
+pub fn unmount_only(target: &Path, id: u64, mode: Mode) -> Result<Unmounted> {
+    take_away(target, Some(id), mode)
+}
+
+fn take_away(target: &Path, id: Option<u64>, mode: Mode) -> Result<Unmounted> {
+    let shown = target.display();
+    let place = match Place::open(target) {
+        Ok(place) => place,
+        Err(error) if is_elsewhere(&error) => return Ok(Unmounted::NotMounted),
+        Err(cause) => return Err(Error::io(format!("cannot find {shown}"), cause)),
+    };
     let mut flags = rustix::mount::UnmountFlags::NOFOLLOW;
     if mode == Mode::Lazy {
         flags |= rustix::mount::UnmountFlags::DETACH;
+    }
+    let path = place.path();
+    if id.is_some_and(|id| top_mount(&place).is_some_and(|top| top != id)) {
+        return Ok(Unmounted::NotMounted);
     }
     match rustix::mount::unmount(&path, flags) {
         Ok(()) => Ok(Unmounted::Done),
         Err(Errno::BUSY) => Ok(Unmounted::Busy),
         Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => Ok(Unmounted::NotMounted),
-        Err(Errno::PERM) => fusermount::unmount(&path, mode),
-        Err(errno) => Err(Error::io(
-            format!("cannot unmount {}", path.display()),
-            errno,
-        )),
+        Err(Errno::PERM) => {
+            let absolute = std::path::absolute(target)
+                .map_err(|cause| Error::io(format!("cannot find {shown}"), cause))?;
+            fusermount::unmount(&absolute, mode)
+        }
+        Err(errno) => Err(Error::io(format!("cannot unmount {shown}"), errno)),
     }
+}
+
+/// Whether the folder around a mount point is gone, or a symbolic link by now: then the mount is not
+/// there.
+fn is_elsewhere(error: &std::io::Error) -> bool {
+    let number = error.raw_os_error();
+    [libc::ENOENT, libc::ENOTDIR, libc::ELOOP]
+        .map(Some)
+        .contains(&number)
+}
+
+/// The number of the mount that is on top at `place`; `None` when the kernel does not tell. The
+/// file system is not asked, and nothing is held open afterwards.
+fn top_mount(place: &Place) -> Option<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::MNT_ID;
+    if let Ok(found) = rustix::fs::statx(place.folder(), place.name(), flags, wanted)
+        // The kernel says which fields it has filled in: this one since Linux 5.8.
+        && StatxFlags::from_bits_retain(found.stx_mask).contains(wanted)
+    {
+        return Some(found.stx_mnt_id);
+    }
+    // Some file systems refuse even that once they have failed. Not the first choice, since the
+    // mount is busy while it is open.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(
+        place.folder(),
+        place.name(),
+        flags,
+        rustix::fs::Mode::empty(),
+    );
+    mount_id(fd.ok()?.as_fd()).ok()
 }
 
 /// Source and subtype become part of an option string and of the mount table: nothing in them may

@@ -1,15 +1,14 @@
-//! The mount point: resolved once, checked, and held open.
+//! The mount point: opened once, checked, and held open.
 
-use std::ffi::OsStr;
-use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Dir, FileType, Mode, OFlags};
 
 use super::MountOptions;
+use super::place::{open_resolved, path_of};
 
 /// A mount point that fits the options. The descriptor pins the file that was checked, so that a
 /// symbolic link put in its place later changes nothing.
@@ -21,31 +20,23 @@ pub(super) struct Target {
 
 impl Target {
     /// # Errors
-    /// When it does not exist, is of the wrong type or is not empty.
+    /// When it does not exist, is behind a symbolic link, is of the wrong type or is not empty.
     pub(super) fn open(target: &Path, opts: &MountOptions) -> Result<Self> {
-        let path = fs::canonicalize(target).map_err(|cause| unreachable(target, cause))?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|cause| unreachable(&path, cause.into()))?;
+        let path = std::path::absolute(target).map_err(|cause| unreachable(target, cause))?;
+        let fd = open_resolved(&path, OFlags::PATH).map_err(|cause| unreachable(&path, cause))?;
         let this = Self { path, fd };
         this.check(opts)?;
         Ok(this)
     }
 
-    /// Absolute, without symbolic links.
+    /// Absolute.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// A path that leads to the checked file whatever happens to its name.
     pub(super) fn pinned(&self) -> PathBuf {
-        let pinned = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
-        // Without a mounted /proc only the name is left.
-        if pinned.exists() {
-            pinned
-        } else {
-            self.path.clone()
-        }
+        path_of(&self.fd)
     }
 
     fn check(&self, opts: &MountOptions) -> Result<()> {
@@ -79,62 +70,47 @@ impl Target {
         if !is_dir {
             return Ok(size == 0);
         }
-        match fs::read_dir(&self.path) {
-            Ok(mut entries) => Ok(entries.next().is_none()),
+        let failed = |cause| {
+            let shown = self.path.display();
+            Error::io(format!("cannot list the mount point {shown}"), cause)
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let listing = match rustix::fs::openat(&self.fd, ".", flags, Mode::empty()) {
+            Ok(listing) => listing,
             // A directory that we may not list is one that mount(2) or fusermount3 will judge.
-            Err(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => Ok(true),
-            Err(cause) => Err(Error::io(
-                format!("cannot list the mount point {}", self.path.display()),
-                cause,
-            )),
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => return Ok(true),
+            Err(errno) => return Err(failed(errno)),
+        };
+        for entry in Dir::new(listing).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
 }
 
 /// Why `target` cannot be a mount point.
 fn unreachable(target: &Path, cause: std::io::Error) -> Error {
     let shown = target.display();
-    let is_dead = cause.raw_os_error() == Some(libc::ENOTCONN);
+    let number = cause.raw_os_error();
     let error = Error::io(format!("cannot mount on {shown}"), cause);
-    if is_dead {
-        error.hint(format!(
+    match number {
+        Some(libc::ENOTCONN) => error.hint(format!(
             "an earlier mount there has lost its server: loopmount -u {}",
             shell(&shown.to_string())
-        ))
-    } else {
-        error
+        )),
+        Some(libc::ELOOP) => error.hint("a part of the path is a symbolic link"),
+        _ => error,
     }
-}
-
-/// The absolute path of a mount point, found without touching what is mounted there: only the
-/// folder around it is resolved.
-///
-/// # Errors
-/// When that folder cannot be resolved.
-pub(super) fn without_touching(target: &Path) -> Result<PathBuf> {
-    let failed = |cause| Error::io(format!("cannot find {}", target.display()), cause);
-    let Some(name) = target.file_name().filter(|name| *name != OsStr::new("..")) else {
-        return fs::canonicalize(target).map_err(failed);
-    };
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    Ok(fs::canonicalize(folder).map_err(failed)?.join(name))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
 
-    #[test]
-    fn the_last_component_is_taken_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let real = fs::canonicalize(dir.path()).unwrap();
-        std::os::unix::fs::symlink("/nowhere", real.join("-a b\n")).unwrap();
-        let found = without_touching(&dir.path().join("-a b\n")).unwrap();
-        assert_eq!(found, real.join("-a b\n"));
-    }
+    use super::*;
 
     #[test]
     fn a_mount_point_must_be_empty_and_of_the_right_type() {
@@ -160,5 +136,19 @@ mod tests {
             ..file
         };
         Target::open(&inner, &anyway).unwrap();
+    }
+
+    #[test]
+    fn what_was_swapped_for_a_link_since_it_was_resolved_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir_all(root.join("elsewhere/mnt")).unwrap();
+        for (link, target) in [("mnt", "mnt"), ("folder", "folder/mnt")] {
+            std::os::unix::fs::symlink(root.join("elsewhere"), root.join(link)).unwrap();
+            let tree = MountOptions::new("loopmount:1", true);
+            let refused = Target::open(&root.join(target), &tree).unwrap_err();
+            let hint = refused.report().hint.unwrap();
+            assert!(hint.contains("symbolic link"), "{refused} {hint}");
+        }
     }
 }

@@ -85,12 +85,34 @@ impl File {
     /// with `mode`, else `Io`.
     pub fn open(path: &Path, mode: OpenMode) -> Result<Self> {
         let name = path.display().to_string();
-        let cannot_open = |errno: Errno| Error::io(format!("cannot open {name}"), errno);
+        Self::open_by(&name, mode, |flags| {
+            // A child that another thread has just forked holds a device, as it holds locks.
+            let exclusive = flags.contains(OFlags::EXCL);
+            lock::repeat(
+                || retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())),
+                |opened| exclusive && matches!(opened, Err(Errno::BUSY)),
+            )
+            .map_err(|errno| Self::cannot_open(&name, errno))
+        })
+    }
+
+    /// Opens what `open` opens with the flags that it is given, each time the same; `name` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and those of `open`.
+    pub(crate) fn open_by(
+        name: &str,
+        mode: OpenMode,
+        open: impl Fn(OFlags) -> Result<OwnedFd>,
+    ) -> Result<Self> {
+        let cannot_open = |errno| Self::cannot_open(name, errno);
         // Opening some kinds of file has effects (a tape is rewound), so look first. What counts
         // is the look at the open file below.
-        let stat = rustix::fs::stat(path).map_err(cannot_open)?;
+        let seen = open(OFlags::PATH | OFlags::CLOEXEC)?;
+        let stat = rustix::fs::fstat(&seen).map_err(cannot_open)?;
         let found = FileType::from_raw_mode(stat.st_mode);
-        check_type(found, &name)?;
+        check_type(found, name)?;
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         flags |= match mode {
             OpenMode::ReadOnly => OFlags::RDONLY,
@@ -98,26 +120,26 @@ impl File {
             OpenMode::Write if found == FileType::BlockDevice => OFlags::RDWR | OFlags::EXCL,
             OpenMode::Write => OFlags::RDWR,
         };
-        let open = || retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()));
-        // A child that another thread has just forked holds a device, as it holds locks.
-        let exclusive = flags.contains(OFlags::EXCL);
-        let opened = lock::repeat(open, |opened| {
-            exclusive && matches!(opened, Err(Errno::BUSY))
-        });
-        let fd = opened.map_err(|errno| match errno {
-            Errno::BUSY => {
-                let name = shell(&name);
-                cannot_open(errno).hint(format!(
-                    "it is mounted or in use; findmnt --source {name} and lsblk {name} show how"
-                ))
-            }
-            _ => cannot_open(errno),
-        })?;
+        let fd = open(flags)?;
         // NONBLOCK was for the opening only.
         rustix::fs::fcntl_getfl(&fd)
             .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK))
             .map_err(cannot_open)?;
-        Self::from_fd(fd, &name, mode)
+        Self::from_fd(fd, name, mode)
+    }
+
+    /// What the system says when it does not open `name`.
+    pub(crate) fn cannot_open(name: &str, errno: Errno) -> Error {
+        let error = Error::io(format!("cannot open {name}"), errno);
+        match errno {
+            Errno::BUSY => {
+                let name = shell(name);
+                error.hint(format!(
+                    "it is mounted or in use; findmnt --source {name} and lsblk {name} show how"
+                ))
+            }
+            _ => error,
+        }
     }
 
     /// Takes over an open file, from another process say; `name` is for messages.

@@ -83,7 +83,8 @@ pub(crate) fn cx() -> Cx {
 /// With files beside `image` that it may refer to.
 pub(crate) fn cx_of(image: &Path) -> Cx {
     let mut cx = cx();
-    cx.references = References::of(image, &[]).unwrap();
+    let opened = fs::File::open(image).unwrap();
+    cx.references = References::of(image, opened, &[]).unwrap();
     cx
 }
 

@@ -20,9 +20,10 @@ impl Folder {
 
 /// Opens the image at `path`, which may refer to files in its folder.
 pub(crate) fn open(layer: &str, path: &Path) -> Result<Volume> {
-    let below = Volume::new(File::open(path, OpenMode::ReadOnly)?);
+    let file = File::open(path, OpenMode::ReadOnly)?;
     let mut cx = Cx::new(16 << 20);
-    cx.references = References::of(path, &[])?;
+    cx.references = References::of(path, &file, &[])?;
+    let below = Volume::new(file);
     let layer = LAYERS.iter().find(|known| known.name == layer).unwrap();
     (layer.open)(&below, &Args::new(), &cx)
 }

@@ -96,9 +96,10 @@ fn a_circle_through_several_formats_is_found() {
         image[at + 8..at + field].fill(0);
         image[at + 8..at + 8 + name.len()].copy_from_slice(name.as_bytes());
         let path = folder.write("image", &image);
-        let below = Volume::new(File::open(&path, OpenMode::Write).unwrap());
+        let file = File::open(&path, OpenMode::Write).unwrap();
         let mut cx = Cx::new(16 << 20);
-        cx.references = References::of(&path, &[]).unwrap();
+        cx.references = References::of(&path, &file, &[]).unwrap();
+        let below = Volume::new(file);
         let layer = LAYERS.iter().find(|layer| layer.name == "qcow2").unwrap();
         let error = (layer.open)(&below, &Args::new(), &cx).unwrap_err();
         let kinds = [Kind::Corrupt, Kind::Denied];
@@ -118,11 +119,12 @@ fn what_is_no_file_is_not_opened_as_one() {
     symlink("/proc/self/fd/0", folder.path("descriptor")).unwrap();
     symlink("/dev/zero", folder.path("device")).unwrap();
     let path = folder.path("image");
-    let inside = References::of(&path, &[]).unwrap();
-    let anywhere = References::of(&path, &["/".into()]).unwrap();
+    let file = File::open(&path, OpenMode::ReadOnly).unwrap();
+    let inside = References::of(&path, &file, &[]).unwrap();
+    let anywhere = References::of(&path, &file, &["/".into()]).unwrap();
     for (name, kinds, with_all) in [
         ("pipe", Kind::Corrupt, Kind::Corrupt),
-        ("socket", Kind::Io, Kind::Io),
+        ("socket", Kind::Corrupt, Kind::Corrupt),
         ("folder", Kind::Corrupt, Kind::Corrupt),
         ("dangling", Kind::Io, Kind::Io),
         ("round", Kind::Denied, Kind::Denied),
@@ -192,9 +194,10 @@ fn the_option_of_the_message_opens_what_lies_elsewhere() {
         };
         let path = folder.path(name);
         let open = |allowed: &[std::path::PathBuf]| {
-            let below = Volume::new(File::open(&path, OpenMode::ReadOnly).unwrap());
+            let file = File::open(&path, OpenMode::ReadOnly).unwrap();
             let mut cx = Cx::new(16 << 20);
-            cx.references = References::of(&path, allowed).unwrap();
+            cx.references = References::of(&path, &file, allowed).unwrap();
+            let below = Volume::new(file);
             let layer = LAYERS.iter().find(|known| known.name == layer).unwrap();
             (layer.open)(&below, &Args::new(), &cx)
         };

@@ -135,9 +135,10 @@ fn a_file_outside_of_the_folder_is_refused_with_the_option_that_allows_it() {
         "{report}"
     );
     let path = folder.path("in/top");
-    let below = Volume::new(File::open(&path, OpenMode::ReadOnly).unwrap());
+    let file = File::open(&path, OpenMode::ReadOnly).unwrap();
     let mut cx = cx();
-    cx.references = References::of(&path, &[folder.path("")]).unwrap();
+    cx.references = References::of(&path, &file, &[folder.path("")]).unwrap();
+    let below = Volume::new(file);
     let volume = (QCOW2.open)(&below, &Args::new(), &cx).unwrap();
     assert!(read_all(&volume) == noise(MIB, 1));
     // As over http, where there is no folder.

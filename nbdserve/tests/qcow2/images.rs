@@ -112,7 +112,8 @@ pub(crate) fn open_on(
     cx: &Cx,
 ) -> Result<Volume> {
     let mut cx = cx.clone();
-    cx.references = References::of(path, &[])?;
+    let opened = std::fs::File::open(path).unwrap();
+    cx.references = References::of(path, opened, &[])?;
     let args: Args = args
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

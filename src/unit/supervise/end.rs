@@ -1,7 +1,7 @@
 //! Taking down what is left, until the last user is gone.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbdfuse::mount::Mode;
 use nbdserve::{Error, Result};
@@ -16,6 +16,8 @@ use crate::unit::undo::{self, Kernel, Server};
 
 /// The server has this long to end once it was told to and nothing uses it.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// One that takes writes writes back what it holds, to a disk that may be slow.
+const WRITE_BACK_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// What the server has started, and itself, have this long to end when it was killed. What they do
 /// until then is undone only afterwards.
 const HELPER_LIMIT: Duration = Duration::from_secs(2);
@@ -69,9 +71,14 @@ impl Supervisor {
             {
                 tracing::error!("{}", error.report());
             }
+            let mut said = String::new();
             loop {
                 if let Err(stayed) = undo::undo_all(&id, Mode::Lazy, server) {
-                    tracing::error!("{}", Error::from(stayed).report());
+                    let text = Error::from(stayed).report().to_string();
+                    if text != said {
+                        tracing::error!("{text}");
+                        said = text;
+                    }
                 }
                 if Kernel::look().is_ok_and(|kernel| kernel.of(&id).is_empty()) {
                     let _ = sender.send(());
@@ -92,28 +99,48 @@ impl Supervisor {
         let fuse =
             matches!(self.record.via, Some(Via::Fuse)) || self.record.request.show == Show::File;
         let in_use = fuse && self.record.undo.contains(&Undo::FuseMount);
-        if !in_use {
-            let _ = self.tell(&ToServer::Stop, &[]);
-        }
+        let mut deadline = (!in_use).then(|| self.stop_server());
         while self.server_alive {
-            let event = if in_use {
-                self.next()
-            } else {
-                match self.events.wait_within(STOP_LIMIT) {
-                    Some(event) => event,
-                    None => {
-                        tracing::error!("the server does not end, killing it");
-                        self.kill_server();
-                        continue;
-                    }
+            let event = match deadline {
+                None => Some(self.next()),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    self.events.wait_within(left)
                 }
             };
             match event {
-                Event::ServerGone(_) => self.server_alive = false,
-                // A second request does not wait for users.
-                Event::Signal => self.kill_server(),
-                _ => {}
+                Some(Event::ServerGone(_)) => self.server_alive = false,
+                // A second request does not wait for users, but for what they have written.
+                Some(Event::Signal) if deadline.is_none() => deadline = Some(self.stop_server()),
+                None => {
+                    tracing::error!("the server does not end, killing it");
+                    self.kill_server();
+                    if self.record.request.takes_writes() {
+                        self.note_lost();
+                    }
+                    deadline = Some(Instant::now() + STOP_LIMIT);
+                }
+                Some(_) => {}
             }
+        }
+    }
+
+    /// Tells the server to end, and says until when it should have.
+    fn stop_server(&self) -> Instant {
+        let _ = self.tell(&ToServer::Stop, &[]);
+        let limit = if self.record.request.takes_writes() {
+            WRITE_BACK_LIMIT
+        } else {
+            STOP_LIMIT
+        };
+        Instant::now() + limit
+    }
+
+    /// Tells whoever waits for the end that the server was killed while it wrote.
+    fn note_lost(&self) {
+        let text = format!("the server had not ended after {WRITE_BACK_LIMIT:?} and was killed");
+        if let Err(error) = self.dir.note_lost(&text) {
+            tracing::error!("{text}; nobody could be told: {}", error.report());
         }
     }
 }

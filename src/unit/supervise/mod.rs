@@ -28,6 +28,7 @@ use super::events::{self, Inbox};
 use super::front::Front;
 use super::image::Image;
 use super::message::{FromServer, Request, ToServer};
+use super::processes;
 use super::record::{Lock, Record, Undo, UnitDir};
 use super::state::StateDir;
 use super::target;
@@ -153,14 +154,14 @@ impl Supervisor {
         let state = StateDir::of_user();
         state.create()?;
         let dir = state.unit(&request.id);
-        let lock = dir.create()?;
-        crate::log::to_file(&dir.join("log"), request.verbosity);
         let mut record = Record::new(request);
         record.supervisor = Some(std::process::id());
+        record.supervisor_began = processes::began(std::process::id());
         if record.request.create_target {
             record.undo.push(Undo::RemoveTarget);
         }
-        dir.write(&record)?;
+        let lock = dir.create(|dir| dir.write(&record))?;
+        crate::log::to_file(&dir.join("log"), record.request.verbosity);
         if let Err(error) = target::create(&record.request) {
             dir.remove()?;
             return Err(error);

@@ -72,10 +72,10 @@ impl Supervisor {
         self.record.server = Some(child.id());
         self.server_pidfd = Pid::from_raw(child.id().cast_signed())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        self.server_alive = true;
         let channel = Arc::new(channel);
         self.server = Some(Arc::clone(&channel));
         events::watch_child(child, &self.sender, Event::ServerGone)?;
+        self.server_alive = true;
         let server = |message, _| Event::Server(message);
         events::watch_channel(&channel, &self.sender, server, Event::ServerSilent)?;
         self.save()
@@ -91,6 +91,8 @@ impl Supervisor {
         let disk = self.dir.join("disk");
         File::create_new(&disk)
             .map_err(|error| Error::io(format!("cannot make {}", disk.display()), error))?;
+        // No mount follows a symbolic link, and /run may be one.
+        let disk = disk.canonicalize().unwrap_or(disk);
         self.attach_fuse(Means::Disk(disk.clone()))?;
         self.will_undo(Undo::Loop)?;
         self.will_undo(Undo::KernelMount)?;

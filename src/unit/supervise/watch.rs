@@ -1,21 +1,26 @@
 //! While the target is usable.
 
+use std::time::Duration;
+
 use nbdfuse::mount::Mode;
 use nbdserve::Result;
 use nbdserve::error::Report;
 
-use super::{Ending, Event, Supervisor};
+use super::{Device, Ending, Event, Supervisor};
 use crate::sys::mountinfo;
 use crate::target::cached;
 use crate::unit::events;
 use crate::unit::message::FromServer;
 use crate::unit::undo::{self, Kernel, Stayed, source_of};
 
+/// Pause before the next try to unmount what is below another mount.
+const COVERED_PAUSE: Duration = Duration::from_secs(1);
+
 impl Supervisor {
     /// Watches both ends until one of them is gone.
     pub(super) fn run(&mut self) -> Ending {
         let mut asked = false;
-        let mut dead_links = 0;
+        let (mut dead_links, mut covered) = (0, false);
         if !self.is_mounted() {
             return Ending::Unmounted;
         }
@@ -52,8 +57,16 @@ impl Supervisor {
                     self.unmount_in_thread(Mode::Lazy);
                 }
                 // Asked to go and still in use: it goes when the last user does.
-                Event::Unmounted(Err(Stayed::Busy(error) | Stayed::Covered(error))) => {
+                Event::Unmounted(Err(Stayed::Busy(error))) => {
                     tracing::warn!("{error}; detached");
+                    self.unmount_in_thread(Mode::Lazy);
+                }
+                // It goes when the mount above it does.
+                Event::Unmounted(Err(Stayed::Covered(error))) => {
+                    if !covered {
+                        tracing::warn!("{error}");
+                        covered = true;
+                    }
                     self.unmount_in_thread(Mode::Lazy);
                 }
                 Event::Unmounted(Err(Stayed::Failed(error))) => {
@@ -71,6 +84,11 @@ impl Supervisor {
             return true;
         };
         match &self.device {
+            // A loop device may be somebody else's as soon as its mount is gone.
+            Some(Device { hold: None, .. }) => {
+                let kernel = Kernel::look();
+                kernel.map_or(true, |kernel| !kernel.of(self.dir.id()).kernel.is_empty())
+            }
             Some(device) => mounts
                 .iter()
                 .any(|mount| undo::is_on_device(mount, device.number, &device.path)),
@@ -89,10 +107,11 @@ impl Supervisor {
             let kernel = Kernel::look().map_err(Stayed::Failed)?;
             let traces = kernel.of(&id);
             let mounts = if device { &traces.kernel } else { &traces.fuse };
-            mounts
-                .iter()
-                .rev()
-                .try_for_each(|m| undo::unmount(m, &kernel.mounts, mode))
+            let outcome = mounts.iter().rev().try_for_each(|m| undo::unmount(m, mode));
+            if matches!(outcome, Err(Stayed::Covered(_))) {
+                std::thread::sleep(COVERED_PAUSE);
+            }
+            outcome
         };
         if let Err(error) = events::job("unmount", &self.sender, work, Event::Unmounted) {
             tracing::error!("{error}");

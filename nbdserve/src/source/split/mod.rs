@@ -1,12 +1,15 @@
 //! Images that were cut into files: `disk.001 disk.002 ...`. The user names the first.
 //!
-//! `series.rs` has the names, `joined.rs` the files as one device.
+//! `series.rs` has the names, `beside.rs` the files that have them, `joined.rs` the files as one
+//! device.
 
+mod beside;
 mod joined;
 mod series;
 
 use std::path::{Path, PathBuf};
 
+use beside::Beside;
 pub use joined::Joined;
 use joined::joined_identity;
 pub use series::Series;
@@ -16,8 +19,6 @@ use crate::{Device, Error, Kind, Result};
 
 /// Most parts of an image: a process holds a descriptor for each, of 1024 that it has at first.
 pub const MOST_PARTS: usize = 500;
-/// Most entries of a folder that are looked at for parts behind a gap.
-const MOST_ENTRIES: usize = 100_000;
 
 /// Whether the parts that follow a first one are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,93 +52,48 @@ pub(super) fn missing(name: &str, later: &str) -> Error {
     Error::new(Kind::NotThisFormat, what).hint("--layer split:parts=N takes the first N only")
 }
 
-/// The paths of the parts of an image whose first is at `first`: only that one when it is no part
-/// or, as `look` has it, no others are wanted.
+/// Opens the parts of an image whose first is at `first`, with all their locks: only that one when it is
+/// no part or, as `look` has it, no others are wanted.
+///
+/// The first may be a link, and is followed wherever it leads. The others lie in its folder; a link there
+/// is followed within the folder, and into those that the user has named: `allowed`. Where the first is a
+/// link, its folder is that of the file, unless no other part is there: then it is that of the link.
 ///
 /// # Errors
-/// When a part is missing that has to be there, or there are too many.
-pub fn find(first: &Path, look: Look) -> Result<Vec<PathBuf>> {
-    let alone = || Ok(vec![first.to_owned()]);
+/// When a part is missing that has to be there, or there are too many; `Denied` for a part that is not
+/// in the folder, or may have been put there by somebody else; as [`File::open`].
+pub fn open(first: &Path, look: Look, mode: OpenMode, allowed: &[PathBuf]) -> Result<Vec<File>> {
+    let mut files = vec![File::open(first, mode)?];
     if matches!(look, Look::Never | Look::Exactly(1)) {
-        return alone();
+        return Ok(files);
     }
-    let file_name = first.file_name().and_then(|name| name.to_str());
-    let Some(series) = file_name.and_then(Series::of) else {
+    let Some(beside) = Beside::find(first, &files[0], allowed)? else {
         return match look {
-            Look::Auto => alone(),
+            Look::Auto => Ok(files),
             _ => Err(no_first_part(&first.display().to_string())),
         };
     };
-    let folder = first.parent().unwrap_or(Path::new(""));
-    let mut found = vec![first.to_owned()];
-    while let Some(name) = series.name(found.len()) {
-        if look == Look::Exactly(found.len()) {
-            return Ok(found);
-        }
-        let path = folder.join(&name);
-        // What is there and cannot be looked at fails when it is opened.
-        if path.symlink_metadata().is_err() {
-            if matches!(look, Look::Exactly(_)) {
-                let what = format!("there is no part {}", path.display());
-                return Err(Error::new(Kind::NotThisFormat, what));
-            }
-            if let Some(later) = behind(folder, &series, found.len()) {
-                return Err(missing(&path.display().to_string(), &later));
-            }
-            break;
-        }
-        if found.len() >= MOST_PARTS {
-            return Err(too_many());
-        }
-        found.push(path);
+    for name in beside.names(look)? {
+        files.push(beside.open(&name, files.len(), mode)?);
     }
-    Ok(found)
-}
-
-/// The first part in `folder` after the part `index`.
-fn behind(folder: &Path, series: &Series, index: usize) -> Option<String> {
-    let folder = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
-    let names = std::fs::read_dir(folder).ok()?.take(MOST_ENTRIES);
-    let later = names.filter_map(|entry| {
-        let name = entry.ok()?.file_name();
-        let at = series.index(name.to_str()?)?;
-        // A number of eight digits is a date.
-        (at > index && at < MOST_PARTS).then_some(at)
-    });
-    series.name(later.min()?)
-}
-
-/// Opens the parts of an image whose first is at `first`, with all their locks.
-///
-/// # Errors
-/// As [`find`] and [`File::open`].
-pub fn open(first: &Path, look: Look, mode: OpenMode) -> Result<Vec<File>> {
-    let paths = find(first, look)?;
-    let files: Vec<_> = paths
-        .iter()
-        .map(|path| File::open(path, mode))
-        .collect::<Result<_>>()?;
     if look == Look::Auto {
-        let lens: Vec<_> = files.iter().map(|file| file.geometry().size).collect();
-        check_lens(&paths, &lens)?;
+        check_lens(&files)?;
     }
     Ok(files)
 }
 
 /// Whoever cuts a file makes all parts as long as the first, but the last, which may be shorter. Where
 /// it is not so a part is not complete, or they do not belong together.
-fn check_lens(paths: &[PathBuf], lens: &[u64]) -> Result<()> {
-    let Some((first, later)) = lens.split_first() else {
+fn check_lens(files: &[File]) -> Result<()> {
+    let Some((whole, later)) = files.split_first() else {
         return Ok(());
     };
+    let first = whole.geometry().size;
     let last = later.len();
-    for (index, (path, len)) in (1..).zip(paths.iter().skip(1).zip(later)) {
+    for (index, part) in (1..).zip(later) {
+        let len = part.geometry().size;
         if len > first || (len < first && index < last) {
-            let (path, name) = (path.display(), paths[0].display());
+            let (path, name) = (part.display_name(), whole.display_name());
             let what = format!(
                 "the part {path} has {len} bytes and the first, {name}, {first}: one of them is not \
                  complete, or they do not belong together"
