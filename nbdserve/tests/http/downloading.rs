@@ -21,7 +21,7 @@ fn download(
 ) -> (Result<Vec<u8>>, Vec<Asked>) {
     let server = Server::start(handler);
     let mut cx = Cx::new(0);
-    cx.no_progress = Duration::from_secs(2);
+    cx.no_progress = Duration::from_secs(6);
     let bytes = Http::download(&server.url("/disk"), &options(), &cx).map(|mut file| {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();

@@ -86,6 +86,10 @@ impl Patience {
             self.failures
         );
         tokio::time::sleep(pause).await;
+        // It may have taken longer, on a busy machine or one that was suspended.
+        if self.left() < least / 2 {
+            return Err(self.give_up(error, asked));
+        }
         Ok(())
     }
 
