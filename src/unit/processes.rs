@@ -65,6 +65,13 @@ pub fn is_server(pid: u32, id: &str) -> bool {
     role_of(pid).is_some_and(|(role, of)| role == Role::Serve && of == id)
 }
 
+/// Whether a process has given up its memory already, and its command line with that, but maybe not
+/// yet its files.
+#[must_use]
+pub fn is_ending(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
+}
+
 fn parse(line: &str) -> Option<(Role, String)> {
     let mut words = line.split('\0');
     let (name, role, id) = (words.next()?, words.next()?, words.next()?);
@@ -114,6 +121,7 @@ mod tests {
         assert!(is_of_user(pid, uid));
         assert!(!is_of_user(pid, uid ^ 1));
         assert!(all().contains(&pid));
+        assert!(!is_ending(pid));
         assert_eq!(of_unit("0123abcd"), Processes::default());
         let earlier = began(1).unwrap();
         assert!(began(pid).is_some_and(|began| began >= earlier));

@@ -389,14 +389,19 @@ fn ended_by(pid: Option<u32>, id: &str, deadline: Instant) -> bool {
     let pidfd = pid
         .and_then(|pid| Pid::from_raw(pid.cast_signed()))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    match (pid, pidfd) {
-        // Looked at while the descriptor holds the number.
-        (Some(pid), Some(pidfd)) if is_server(pid, id) => {
-            let left = deadline.saturating_duration_since(Instant::now());
-            wait_readable(pidfd.as_fd(), left).unwrap_or(false)
-        }
-        _ => true,
+    let (Some(pid), Some(pidfd)) = (pid, pidfd) else {
+        return true;
+    };
+    // Looked at while the descriptor holds the number.
+    let left = deadline.saturating_duration_since(Instant::now());
+    if is_server(pid, id) {
+        return wait_readable(pidfd.as_fd(), left).unwrap_or(false);
     }
+    if processes::is_ending(pid) {
+        // It may be the server, or anybody.
+        let _ = wait_readable(pidfd.as_fd(), left.min(PATIENCE));
+    }
+    true
 }
 
 /// Tells the supervisor of a unit that is still starting, or mounted where we cannot see it. One that
