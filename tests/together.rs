@@ -11,7 +11,7 @@ use common::images::HELLO;
 use common::run::send_signal;
 use common::sandbox::{EVERYBODY, plain_unit, with_small_disk};
 use common::system::{mount_at, process_state};
-use common::{Sandbox, Who, until};
+use common::{Sandbox, Who, until, until_no_loop};
 use rustix::process::Signal;
 
 #[track_caller]
@@ -160,4 +160,20 @@ fn a_unit_in_the_foreground_with_its_state_elsewhere_is_no_dead_one() {
     elsewhere().args(["-u", "--lazy"]).arg(&point).ok();
     foreground.wait().expect(0);
     sandbox.assert_clean();
+}
+
+#[test]
+fn what_is_gone_is_in_no_list_of_several_at_once() {
+    let (sandbox, image, point) = plain_unit();
+    let script = "for i in 1 2 3 4; do \"$0\" --list & done; wait";
+    for _ in 0..20 {
+        sandbox.tool("umount").arg(&point).ok();
+        until_no_loop(&image);
+        // The first that looks clears it away; to the others it is not one that is looked after.
+        let lists = sandbox.tool("sh").args(["-c", script]);
+        let listed = lists.arg(sandbox.program()).ok().out();
+        assert!(!listed.contains(point.to_str().unwrap()), "{listed}");
+        sandbox.loopmount().arg(&image).arg(&point).ok();
+    }
+    sandbox.unmount(&point);
 }

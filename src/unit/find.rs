@@ -151,7 +151,7 @@ fn all_of(kernel: &Kernel) -> Result<Vec<Unit>> {
 fn prune(unit: &Unit) {
     let Some(dir) = &unit.dir else { return };
     // Between the look at the kernel and now somebody may have begun to look after it.
-    let Ok(Some(_lock)) = dir.try_lock() else {
+    let Some(_locks) = dir.try_lock_to_remove() else {
         return;
     };
     if Kernel::look().is_ok_and(|kernel| kernel.of(&unit.id).is_empty()) {

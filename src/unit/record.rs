@@ -290,6 +290,22 @@ impl UnitDir {
         }
     }
 
+    /// As [`Self::try_lock`], for somebody who only removes what is left: nobody else can do that or take
+    /// the lock meanwhile, but to others the unit is not one that is looked after. `None` also when the
+    /// folder is gone.
+    pub(super) fn try_lock_to_remove(&self) -> Option<(Lock, Lock)> {
+        let folder = File::open(&self.path).ok()?;
+        flock(&folder, FlockOperation::NonBlockingLockExclusive).ok()?;
+        let file = File::open(self.join(LOCK)).or_else(|_| {
+            // Something that cleans up has taken it.
+            self.make_lock()?;
+            File::open(self.join(LOCK))
+        });
+        let file = file.ok()?;
+        flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+        Some((Lock { _file: folder }, Lock { _file: file }))
+    }
+
     /// Makes the lock, taken: whoever finds it free knows that nobody looks after the folder.
     fn make_lock(&self) -> std::io::Result<Lock> {
         let new = self.join(NEW_LOCK);
@@ -459,6 +475,25 @@ mod tests {
         unit.remove().unwrap();
         assert!(!unit.exists());
         unit.remove().unwrap();
+    }
+
+    #[test]
+    fn who_removes_what_is_left_is_alone_and_does_not_look_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = UnitDir::new(dir.path().join("0badcafe"));
+        let lock = unit.create(|_| Ok(())).unwrap();
+        assert!(unit.try_lock_to_remove().is_none(), "it is looked after");
+        drop(lock);
+        let locks = unit.try_lock_to_remove().unwrap();
+        assert!(!unit.is_locked());
+        assert!(unit.try_lock().unwrap().is_none());
+        assert!(unit.try_lock_to_remove().is_none(), "one is enough");
+        drop(locks);
+        // Also where something that cleans up has taken the lock.
+        fs::remove_file(unit.join(LOCK)).unwrap();
+        assert!(unit.try_lock_to_remove().is_some());
+        unit.remove().unwrap();
+        assert!(unit.try_lock_to_remove().is_none());
     }
 
     #[test]
