@@ -111,7 +111,7 @@ impl Unit {
     }
 }
 
-/// All units of this user, as [`all_of`] has them.
+/// All units of this user: those with a state folder and those that only the kernel remembers.
 ///
 /// # Errors
 /// When the mount table cannot be read.
