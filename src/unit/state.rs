@@ -1,11 +1,12 @@
 //! The folder that holds the state folders of a user's units.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nbdserve::{Error, Kind, Result};
+use rustix::fs::{FlockOperation, flock};
 
 use super::record::{UNBORN_SUFFIX, UnitDir, is_id};
 
@@ -41,6 +42,15 @@ impl StateDir {
     pub fn trusted() -> Result<Self> {
         let state = Self::of_user();
         state.check().map(|()| state)
+    }
+
+    /// Keeps systemd-tmpfiles(8) away while the result lives: it removes from /tmp what nobody has written
+    /// for ten days, but not from a folder with a lock. `None` where that cannot be had.
+    #[must_use]
+    pub fn keep_from_cleaners(&self) -> Option<File> {
+        let folder = File::open(&self.path).ok()?;
+        let locked = flock(&folder, FlockOperation::NonBlockingLockShared);
+        locked.is_ok().then_some(folder)
     }
 
     /// Where the state of this user's other units may be: a login has an `XDG_RUNTIME_DIR`, a job of
@@ -190,7 +200,6 @@ fn is_old(meta: &fs::Metadata) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::time::SystemTime;
 
     use super::*;
@@ -228,6 +237,23 @@ mod tests {
         state.sweep();
         assert!(folders[0].exists(), "its unit is there");
         assert!(!folders[1].exists() && !folders[2].exists());
+    }
+
+    #[test]
+    fn a_folder_in_use_has_a_lock_that_cleaners_respect() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir {
+            path: dir.path().to_owned(),
+        };
+        let cleaner = File::open(dir.path()).unwrap();
+        let try_lock = || flock(&cleaner, FlockOperation::NonBlockingLockExclusive);
+        // Several units have it at the same time.
+        let kept = [state.keep_from_cleaners(), state.keep_from_cleaners()];
+        assert!(kept.iter().all(Option::is_some));
+        assert!(try_lock().is_err());
+        drop(kept);
+        assert!(try_lock().is_ok());
+        assert!(state.keep_from_cleaners().is_none());
     }
 
     #[test]

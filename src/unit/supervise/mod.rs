@@ -14,6 +14,7 @@ mod end;
 mod start;
 mod watch;
 
+use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,6 +131,8 @@ pub fn supervise(
 struct Supervisor {
     dir: UnitDir,
     _lock: Lock,
+    /// The state folder is old and in use.
+    _kept: Option<File>,
     record: Record,
     front: Arc<dyn Front>,
     sender: Sender<Event>,
@@ -161,6 +164,7 @@ impl Supervisor {
             record.undo.push(Undo::RemoveTarget);
         }
         let lock = dir.create(|dir| dir.write(&record))?;
+        let kept = state.keep_from_cleaners();
         crate::log::to_file(&dir.join("log"), record.request.verbosity);
         if let Err(error) = target::create(&record.request) {
             dir.remove()?;
@@ -178,6 +182,7 @@ impl Supervisor {
         Ok(Self {
             dir,
             _lock: lock,
+            _kept: kept,
             record,
             front,
             sender,
