@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{escape, quote, shell};
@@ -31,6 +31,10 @@ pub struct References {
     place: Option<Arc<Folder>>,
     /// Folders that the user has named, and that of the image.
     allowed: Arc<Vec<Arc<Folder>>>,
+    /// How many of them the user has named; they come first.
+    named: usize,
+    /// Who owns the last of the files.
+    owner: u32,
     /// The files from the image to here, the image first.
     trail: Vec<FileId>,
     /// The last part of the name of the last of them.
@@ -81,6 +85,8 @@ impl References {
                     .map(|folder| folder.map(Arc::new))
                     .collect::<Result<_>>()?,
             ),
+            named: allowed.len(),
+            owner: stat.st_uid,
             trail: vec![id],
             name: last_part(&image),
         })
@@ -157,6 +163,12 @@ impl References {
         if !matches!(found, FileType::RegularFile | FileType::BlockDevice) {
             return Err(named(Kind::Corrupt, "is no file".to_owned()));
         }
+        if let Some(why) = self.needs_consent(within, &path, &stat)? {
+            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let folder = real.parent().unwrap_or(&real).display().to_string();
+            let option = format!("--references {} allows it", shell(&folder));
+            return Err(named(Kind::Denied, why).hint(option));
+        }
         let file = File::open_by(&path.display().to_string(), mode, |flags| {
             within
                 .open(&path, flags)
@@ -180,11 +192,44 @@ impl References {
             references: Self {
                 place: Some(Arc::new(within.folder_of(&path))),
                 allowed: Arc::new(allowed),
+                named: self.named,
+                owner: stat.st_uid,
                 trail,
                 name: last_part(&path),
             },
             path,
         })
+    }
+
+    /// Why a file in the image's own folder, that it has named and that has this `stat`, is opened only if
+    /// the user has named its folder too: the folder then has more in it than what belongs to the image.
+    fn needs_consent(
+        &self,
+        within: Within<'_>,
+        path: &Path,
+        stat: &Stat,
+    ) -> Result<Option<String>> {
+        let by_user = Within {
+            own: &Folder::lost(PathBuf::new()),
+            allowed: self.allowed.get(..self.named).unwrap_or_default(),
+        };
+        if by_user.open(path, OFlags::PATH | OFlags::CLOEXEC).is_ok() {
+            return Ok(None);
+        }
+        let image = quote(self.name().unwrap_or_default());
+        if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+            return Ok(Some("is a disk of this machine".to_owned()));
+        }
+        let shared = within.folder_of(path).is_shared().map_err(|errno| {
+            let path = escape(&path.display().to_string());
+            Error::io(format!("cannot look at the folder of {path}"), errno)
+        })?;
+        Ok((shared && stat.st_uid != self.owner).then(|| {
+            format!(
+                "belongs to the user {} and {image} to {}, in a folder where everybody may put files",
+                stat.st_uid, self.owner
+            )
+        }))
     }
 
     /// That the file at `path` may not be referred to.
@@ -316,6 +361,55 @@ mod tests {
         assert_eq!(kind(&references, "../out/base").unwrap(), "out/base");
         assert_eq!(kind(&references, "link").unwrap(), "out/base");
         assert_eq!(kind(&references, "/etc/passwd"), Err(Kind::Denied));
+    }
+
+    #[test]
+    fn a_file_of_another_user_in_a_folder_of_everybody_takes_the_users_consent() {
+        use std::os::unix::fs::PermissionsExt;
+        let (top, _) = folders();
+        let path = |name: &str| top.path().join(name);
+        let of_other = |allowed: &[PathBuf]| {
+            let mut references = of(&path("in/image"), allowed);
+            references.owner ^= 1;
+            references
+        };
+        assert_eq!(kind(&of_other(&[]), "base").unwrap(), "in/base");
+        let mode = std::fs::Permissions::from_mode(0o1777);
+        std::fs::set_permissions(path("in"), mode).unwrap();
+        let own = of(&path("in/image"), &[]);
+        assert_eq!(kind(&own, "base").unwrap(), "in/base");
+        let refused = of_other(&[]).open(b"base", "backing file", OpenMode::ReadOnly);
+        let report = refused.unwrap_err().report();
+        let words = format!(
+            "belongs to the user {} and \"image\" to {}",
+            own.owner,
+            own.owner ^ 1
+        );
+        assert!(report.to_string().contains(&words), "{report}");
+        let folder = path("in").canonicalize().unwrap();
+        let hint = format!("--references {} allows it", folder.display());
+        assert_eq!(report.hint, Some(hint));
+        assert_eq!(kind(&of_other(&[path("in")]), "base").unwrap(), "in/base");
+        assert_eq!(kind(&of_other(&[path("out")]), "base"), Err(Kind::Denied));
+        // Below it they are somebody's.
+        assert_eq!(kind(&of_other(&[]), "deep/base").unwrap(), "in/deep/base");
+    }
+
+    #[test]
+    fn a_disk_of_the_machine_takes_the_users_consent() {
+        let (top, _) = folders();
+        let path = |name: &str| top.path().canonicalize().unwrap().join(name);
+        let mut stat = rustix::fs::stat(path("in/base")).unwrap();
+        stat.st_mode = FileType::BlockDevice.as_raw_mode() | 0o660;
+        for (allowed, refused) in [(vec![], true), (vec![path("in")], false)] {
+            let references = of(&path("in/image"), &allowed);
+            let within = Within {
+                own: references.place.as_ref().unwrap(),
+                allowed: &references.allowed,
+            };
+            let why = references.needs_consent(within, &path("in/base"), &stat);
+            assert_eq!(why.unwrap().is_some(), refused);
+        }
     }
 
     #[test]
