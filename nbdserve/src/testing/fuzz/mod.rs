@@ -290,9 +290,15 @@ fn exercise(volume: &Volume) {
     for start in starts {
         let len = PIECE.min(size - start);
         let first = read(volume, start, len);
-        let again = read(volume, start, len);
-        assert_eq!(first, again, "the bytes at {start} have changed");
-        seen.push((start, first));
+        let mut again = read(volume, start, len);
+        if first.is_some() && again.is_none() {
+            // It was answered before the check of its block, which then failed: that is for ever.
+            again = read(volume, start, len);
+            assert_eq!(again, None, "the bytes at {start} have come back");
+        } else {
+            assert_eq!(first, again, "the bytes at {start} have changed");
+        }
+        seen.push((start, again));
     }
     match volume.extents(ByteRange::between(0, size)) {
         Err(error) => may_refuse(&error),
