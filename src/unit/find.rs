@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use nbdserve::Result;
 use nbdserve::source::http::Http;
 
+use super::dir::UnitDir;
 use super::processes;
-use super::record::{Record, UnitDir, is_id};
+use super::record::{Record, is_id};
 use super::state::StateDir;
 use super::undo::{Kernel, Traces};
 

@@ -9,10 +9,11 @@ use nbdserve::plan::{self, Resolved};
 use nbdserve::source::File;
 use nbdserve::{Cx, Error, Kind, Result, Volume};
 
+use super::dir::UnitDir;
 use super::events;
 use super::message::{Opened, Request, Show, Via};
 use super::notify::{READY, STOPPING, notify};
-use super::record::{Record, Stage, Undo, UnitDir};
+use super::record::{Record, Stage, Undo};
 use super::state::StateDir;
 use super::target;
 use super::undo::{self, Kernel, Server, Stayed};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use nbdserve::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, flock};
 
-use super::record::{UNBORN_SUFFIX, UnitDir, is_id};
+use super::dir::{UNBORN_SUFFIX, UnitDir};
+use super::record::is_id;
 
 /// Ends the name of a private unit's mount point, which begins with the unit's id.
 const PRIVATE_SUFFIX: &str = ".root";

@@ -20,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
+use super::dir::UnitDir;
 use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
 use super::list::aligned;
 use super::processes::is_server;
-use super::record::{Stage, UnitDir};
+use super::record::Stage;
 use super::{events, out, stop};
 
 /// The file's name in the unit's folder.

@@ -13,13 +13,14 @@ use nbdserve::{Error, Kind, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::busy::{self, Holder};
+use super::dir::{UnitDir, Waited};
 use super::events;
 use super::exit::Exit;
 use super::find::{self, Unit};
 use super::front::print_report;
 use super::out;
 use super::processes::{self, is_server};
-use super::record::{Stage, UnitDir, Waited};
+use super::record::Stage;
 use super::state::StateDir;
 use super::undo::{self, Kernel, Server, Stayed, Traces};
 use crate::sys::process::wait_readable;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use nbdserve::error::shell;
 use nbdserve::{Error, Kind, Result};
 
+use super::dir::UnitDir;
 use super::loops::Guess;
-use super::record::{Record, Undo, UnitDir};
+use super::record::{Record, Undo};
 use super::target;
 use crate::sys::block::BlockDevice;
 use crate::sys::mountinfo::{self, Mount};

@@ -25,12 +25,13 @@ use nbdserve::error::Report;
 use nbdserve::{Error, Kind, Result};
 
 use super::channel::Channel;
+use super::dir::{Lock, UnitDir};
 use super::events::{self, Inbox};
 use super::front::Front;
 use super::image::Image;
 use super::message::{FromServer, Request, ToServer};
 use super::processes;
-use super::record::{Lock, Record, Undo, UnitDir};
+use super::record::{Record, Undo};
 use super::state::StateDir;
 use super::target;
 use super::undo::Stayed;
