@@ -353,3 +353,18 @@ fn an_android_sparse_image_is_mounted_and_has_its_holes() {
         assert!(stored < packed + (4 << 20), "{stored} bytes of {packed}");
     }
 }
+
+#[test]
+fn a_disk_has_no_parts_beside_its_link() {
+    let sandbox = Sandbox::new(Who::Root);
+    let image = sandbox.image(&common::images().ext4());
+    let attach = sandbox.tool("losetup").args(["-f", "--show"]);
+    let device = attach.arg(&image).ok().out();
+    // As in /dev/disk/by-id.
+    let link = sandbox.join("disk-part1");
+    std::os::unix::fs::symlink(device.trim(), &link).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", sandbox.join("disk-part2")).unwrap();
+    let info = sandbox.loopmount().arg("--info").arg(&link).run();
+    sandbox.tool("losetup").arg("-d").arg(device.trim()).ok();
+    assert!(info.expect(0).out().contains("ext4"));
+}

@@ -177,3 +177,16 @@ fn what_is_gone_is_in_no_list_of_several_at_once() {
     }
     sandbox.unmount(&point);
 }
+
+#[test]
+fn a_detached_mount_that_is_still_in_use_ends_when_it_is_asked_again() {
+    let (sandbox, image) = with_small_disk(Who::Root);
+    let point = sandbox.mount(&["--via", "fuse"], &image, "mnt");
+    let id = sandbox.unit_id();
+    let held = fs::File::open(point.join(HELLO)).unwrap();
+    sandbox.loopmount().args(["-u", "--lazy"]).arg(&point).ok();
+    assert_eq!(sandbox.processes_of("__serve").len(), 1);
+    sandbox.loopmount().arg("-u").arg(&id).ok();
+    assert!(std::io::Read::read(&mut &held, &mut [0; 16]).is_err());
+    sandbox.assert_clean();
+}

@@ -94,6 +94,30 @@ pub fn find(ask: impl Fn(u32, &Path) -> bool) -> Result<Vec<Found>> {
     Ok(found.collect())
 }
 
+/// The file behind device `number`, as the kernel names it now; it asks no file system.
+#[must_use]
+pub fn backing_file(number: u32) -> Option<Vec<u8>> {
+    let block = BlockDevice::named(&format!("loop{number}")).ok()?;
+    block.attribute_bytes("loop/backing_file")
+}
+
+/// Whether device `number`, which was that of unit `id` over the file `before`, is nobody's or somebody
+/// else's by now. On doubt it is not.
+#[must_use]
+pub fn is_anothers(number: u32, id: &str, before: Option<&[u8]>) -> bool {
+    let now = backing_file(number);
+    // A file may have been renamed: the device is asked then.
+    now.as_deref() != before
+        && (now.is_none()
+            || BlockDevice::named(&format!("loop{number}"))
+                .and_then(|block| block.open(&crate::sys::block::Options::default()))
+                .and_then(|(device, _)| loopdev::status(&device))
+                .is_ok_and(|status| {
+                    let name = status.map(|status| status.name).unwrap_or_default();
+                    id_in_name(&String::from_utf8_lossy(&name)) != Some(id)
+                }))
+}
+
 /// Detaches device `number` if it is still the one of unit `id`: at once, or with its last user.
 /// False when it is not (any more).
 ///

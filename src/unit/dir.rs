@@ -101,9 +101,16 @@ impl UnitDir {
     /// Makes the folder with its lock. An empty one is anybody's to remove.
     fn make_locked(&self) -> std::io::Result<Lock> {
         let make = || DirBuilder::new().mode(0o700).create(&self.path);
+        let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
         let Some(nameless) = self.path.parent().and_then(nameless_lock) else {
-            make()?;
-            return self.make_lock();
+            for _ in 0..MANY {
+                make()?;
+                match self.make_lock() {
+                    Err(error) if gone(&error) => {}
+                    other => return other,
+                }
+            }
+            return Err(Errno::NOENT.into());
         };
         let from = format!("/proc/self/fd/{}", nameless.as_raw_fd());
         for _ in 0..MANY {

@@ -82,6 +82,12 @@ impl Request {
         self.write || matches!(self.cow, Some(Cow::Scratch | Cow::File(_)))
     }
 
+    /// Whether what the user writes is stored, so that the end has to wait for it.
+    #[must_use]
+    pub fn stores_writes(&self) -> bool {
+        self.write || matches!(self.cow, Some(Cow::File(_)))
+    }
+
     /// Whether the kernel may write to the bytes below the file system.
     #[must_use]
     pub fn has_writable_device(&self) -> bool {

@@ -17,6 +17,7 @@ use super::record::{Record, Stage, Undo};
 use super::state::StateDir;
 use super::target;
 use super::undo::{self, Kernel, Server, Stayed};
+use crate::sys::block::BlockDevice;
 use crate::target::{kernel_mount, loop_device};
 use nbdfuse::mount::Mode;
 
@@ -27,6 +28,18 @@ const PROBE_CACHE: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Mounted {
     dir: UnitDir,
+    device: Attached,
+}
+
+/// The loop device under the mount.
+#[derive(Debug)]
+struct Attached {
+    index: u32,
+    path: PathBuf,
+    /// Major and minor.
+    number: Option<(u64, u64)>,
+    /// The file behind it, as the kernel names it.
+    backing: Option<Vec<u8>>,
 }
 
 /// Mounts the image by a loop device if that is all it needs and the user did not ask for another
@@ -87,11 +100,11 @@ pub fn try_mount(request: &Request, image: &File) -> Result<Option<Mounted>> {
     };
     match attach(image, &options, request, &record) {
         Ok(device) => {
-            record.device = Some(device);
+            record.device = Some(device.path.clone());
             record.stage = Stage::Mounted;
             dir.write(&record)?;
             drop(lock);
-            Ok(Some(Mounted { dir }))
+            Ok(Some(Mounted { dir, device }))
         }
         Err(error) => {
             if let Err(stayed) = undo::undo_all(&request.id, Mode::Lazy, Server::Dead) {
@@ -136,7 +149,7 @@ fn attach(
     options: &loop_device::LoopOptions<'_>,
     request: &Request,
     record: &Record,
-) -> Result<PathBuf> {
+) -> Result<Attached> {
     let device = loop_device::attach(image.as_fd(), options)?;
     let filesystem = record
         .opened
@@ -154,7 +167,14 @@ fn attach(
             None => error,
         },
     )?;
-    Ok(device.path.clone())
+    let index = device.number;
+    let block = BlockDevice::named(&format!("loop{index}"))?;
+    Ok(Attached {
+        index,
+        path: device.path.clone(),
+        number: block.number(),
+        backing: loop_device::backing_file(index),
+    })
 }
 
 enum Event {
@@ -208,10 +228,15 @@ impl Mounted {
         }
     }
 
-    /// Whether it is still in the mount table. On doubt it is. The device alone does not tell: it may
-    /// be somebody else's by now.
+    /// Whether it is still in the mount table. On doubt it is.
     fn is_mounted(&self) -> bool {
-        let kernel = Kernel::look();
-        kernel.map_or(true, |kernel| !kernel.of(self.dir.id()).kernel.is_empty())
+        let Ok(mounts) = crate::sys::mountinfo::mounts() else {
+            return true;
+        };
+        let device = &self.device;
+        let is_on = |mount| undo::is_on_device(mount, device.number, &device.path);
+        // It may be somebody else's as soon as its mount is gone.
+        mounts.iter().any(is_on)
+            && !loop_device::is_anothers(device.index, self.dir.id(), device.backing.as_deref())
     }
 }

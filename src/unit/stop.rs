@@ -21,6 +21,7 @@ use super::front::print_report;
 use super::out;
 use super::processes::{self, is_server};
 use super::record::Stage;
+use super::respawn::Role;
 use super::state::StateDir;
 use super::undo::{self, Kernel, Server, Stayed, Traces};
 use crate::sys::process::wait_readable;
@@ -315,26 +316,16 @@ impl Rescue {
 
 /// The supervisor sees that its mount is gone and ends everything. Without one we do it.
 fn wait_for_the_end(unit: &Unit, mode: Mode) -> Result<Outcome> {
-    let takes_writes = unit
-        .record
-        .as_ref()
-        .is_some_and(|record| record.request.takes_writes());
     let limit = match mode {
         Mode::Lazy => DETACH_LIMIT,
-        Mode::Normal if takes_writes => WRITE_BACK_LIMIT,
         Mode::Normal => END_LIMIT,
     };
     let deadline = Instant::now() + limit;
     let left = || -> Result<Outcome> { Ok(Outcome::Left(Kernel::look()?.of(&unit.id).describe())) };
     if let Some(dir) = &unit.dir {
-        let what = if takes_writes {
-            "all that was written is in the image"
-        } else {
-            "the server has ended"
-        };
-        match wait_for_lock(dir, limit, what)? {
+        match wait_for_lock(unit, dir, limit)? {
             Waited::Locked(_lock) => {
-                match undo::undo_within(&unit.id, mode, Server::Dead, limit.min(END_LIMIT)) {
+                match undo::undo_within(&unit.id, mode, Server::Dead, limit) {
                     Err(Stayed::Busy(error)) => {
                         return Ok(Outcome::Busy(busy_error(&error, &[])));
                     }
@@ -365,14 +356,27 @@ fn wait_for_the_end(unit: &Unit, mode: Mode) -> Result<Outcome> {
     Ok(Outcome::Gone)
 }
 
-/// Waits for the end of who looks after the unit, and says so when it takes long.
-fn wait_for_lock(dir: &UnitDir, limit: Duration, what: &str) -> Result<Waited> {
-    match dir.lock_within(limit.min(PATIENCE))? {
-        Waited::Held if limit > PATIENCE => {
-            out::tell(format!("loopmount: waiting until {what}"));
-            dir.lock_within(limit - PATIENCE)
+/// Waits for the end of who looks after the unit, and says so when it takes long. As soon as the kernel
+/// has nothing of it any more, all that is left is to store what was written: that may take longer.
+fn wait_for_lock(unit: &Unit, dir: &UnitDir, limit: Duration) -> Result<Waited> {
+    let record = unit.record.as_ref();
+    let stores = limit > PATIENCE && record.is_some_and(|record| record.request.stores_writes());
+    let began = Instant::now();
+    let mut said = false;
+    loop {
+        match dir.lock_within(limit.min(PATIENCE))? {
+            Waited::Held => {}
+            waited => return Ok(waited),
         }
-        waited => Ok(waited),
+        let writes_back = stores && Kernel::look()?.of(&unit.id).is_empty();
+        let longest = if writes_back { WRITE_BACK_LIMIT } else { limit };
+        if began.elapsed() >= longest {
+            return Ok(Waited::Held);
+        }
+        if writes_back && !said {
+            out::tell("loopmount: waiting until all that was written is in the image");
+            said = true;
+        }
     }
 }
 
@@ -405,13 +409,10 @@ fn ended_by(pid: Option<u32>, id: &str, deadline: Instant) -> bool {
     true
 }
 
-/// Tells the supervisor of a unit that is still starting, or mounted where we cannot see it. One that
-/// is ending does what it can: the server may be writing back what it holds.
+/// Tells the supervisor of a unit that is still starting, or mounted where we cannot see it, or detached
+/// and in use. One whose server writes back what it holds goes on with that.
 fn ask_to_end(unit: &Unit) {
-    let record = unit.record.as_ref();
-    let Some(record) = record.filter(|record| record.stage != Stage::Ending) else {
-        return;
-    };
+    let Some(record) = &unit.record else { return };
     let Some((number, pid)) = record
         .supervisor
         .and_then(|number| Some((number, Pid::from_raw(number.cast_signed())?)))
@@ -419,10 +420,15 @@ fn ask_to_end(unit: &Unit) {
         return;
     };
     // Looked at while the descriptor holds the number: no other process can get the signal.
-    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
-        && record.supervisor_began.is_some()
-        && processes::began(number) == record.supervisor_began
-    {
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    let is_it = match record.supervisor_began {
+        Some(began) => processes::began(number) == Some(began),
+        // A record of an earlier version.
+        None => processes::role_of(number) == Some((Role::Supervise, unit.id.clone())),
+    };
+    if is_it {
         let _ = pidfd_send_signal(&pidfd, Signal::TERM);
     }
 }

@@ -115,7 +115,7 @@ impl Supervisor {
                 None => {
                     tracing::error!("the server does not end, killing it");
                     self.kill_server();
-                    if self.record.request.takes_writes() {
+                    if self.record.request.stores_writes() {
                         self.note_lost();
                     }
                     deadline = Some(Instant::now() + STOP_LIMIT);
@@ -128,7 +128,7 @@ impl Supervisor {
     /// Tells the server to end, and says until when it should have.
     fn stop_server(&self) -> Instant {
         let _ = self.tell(&ToServer::Stop, &[]);
-        let limit = if self.record.request.takes_writes() {
+        let limit = if self.record.request.stores_writes() {
             WRITE_BACK_LIMIT
         } else {
             STOP_LIMIT

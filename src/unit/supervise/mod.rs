@@ -37,7 +37,7 @@ use super::target;
 use super::undo::Stayed;
 use crate::sys::block::BlockDevice;
 use crate::sys::process::adopt_orphans;
-use crate::target::kernel_nbd;
+use crate::target::{kernel_nbd, loop_device};
 
 /// The end of a dead server's channel is seen within this time, unless a child of its holds it.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -64,6 +64,8 @@ struct Device {
     path: PathBuf,
     /// Major and minor.
     number: Option<(u64, u64)>,
+    /// The number of a loop device, and the file behind it.
+    loop_over: Option<(u32, Option<Vec<u8>>)>,
     /// An NBD device disconnects itself with its last close; it is to be done in order.
     hold: Option<kernel_nbd::NbdDevice>,
 }
@@ -75,6 +77,7 @@ impl Device {
         Self {
             path: path.to_owned(),
             number,
+            loop_over: (kind == "loop").then(|| (index, loop_device::backing_file(index))),
             hold,
         }
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use beside::Beside;
 pub use joined::Joined;
 use joined::joined_identity;
+use rustix::fs::FileType;
 pub use series::Series;
 
 use super::{File, OpenMode};
@@ -64,7 +65,9 @@ pub(super) fn missing(name: &str, later: &str) -> Error {
 /// in the folder, or may have been put there by somebody else; as [`File::open`].
 pub fn open(first: &Path, look: Look, mode: OpenMode, allowed: &[PathBuf]) -> Result<Vec<File>> {
     let mut files = vec![File::open(first, mode)?];
-    if matches!(look, Look::Never | Look::Exactly(1)) {
+    // A disk has no parts beside it, though its link may be called `disk-part1`.
+    let is_disk = look == Look::Auto && is_block_device(&files[0])?;
+    if is_disk || matches!(look, Look::Never | Look::Exactly(1)) {
         return Ok(files);
     }
     let Some(beside) = Beside::find(first, &files[0], allowed)? else {
@@ -80,6 +83,14 @@ pub fn open(first: &Path, look: Look, mode: OpenMode, allowed: &[PathBuf]) -> Re
         check_lens(&files)?;
     }
     Ok(files)
+}
+
+fn is_block_device(file: &File) -> Result<bool> {
+    let stat = rustix::fs::fstat(file).map_err(|errno| {
+        let name = file.display_name();
+        Error::io(format!("cannot look at {name}"), errno)
+    })?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
 }
 
 /// Whoever cuts a file makes all parts as long as the first, but the last, which may be shorter. Where
