@@ -100,27 +100,26 @@ impl UnitDir {
 
     /// Makes the folder with its lock. An empty one is anybody's to remove.
     fn make_locked(&self) -> std::io::Result<Lock> {
-        let make = || DirBuilder::new().mode(0o700).create(&self.path);
-        let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let Some(nameless) = self.path.parent().and_then(nameless_lock) else {
-            for _ in 0..MANY {
-                make()?;
-                match self.make_lock() {
-                    Err(error) if gone(&error) => {}
-                    other => return other,
-                }
-            }
-            return Err(Errno::NOENT.into());
-        };
-        let from = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+        let nameless = self.path.parent().and_then(nameless_lock);
         for _ in 0..MANY {
-            make()?;
-            match linkat(CWD, &*from, CWD, self.join(LOCK), AtFlags::SYMLINK_FOLLOW) {
-                Err(Errno::NOENT) => {}
-                other => return Ok(other.map(|()| Lock { _file: nameless })?),
+            DirBuilder::new().mode(0o700).create(&self.path)?;
+            let made = match &nameless {
+                Some(lock) => self.name_lock(lock),
+                None => self.make_lock(),
+            };
+            match made {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => return other,
             }
         }
         Err(Errno::NOENT.into())
+    }
+
+    fn name_lock(&self, nameless: &File) -> std::io::Result<Lock> {
+        let from = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+        let file = nameless.try_clone()?;
+        linkat(CWD, &*from, CWD, self.join(LOCK), AtFlags::SYMLINK_FOLLOW)?;
+        Ok(Lock { _file: file })
     }
 
     /// The folder's name while there is no unit of it, yet or any more.

@@ -13,6 +13,7 @@ pub mod busy;
 pub mod cache;
 pub mod channel;
 pub mod command;
+pub mod device;
 pub mod dir;
 pub mod events;
 pub mod exit;

@@ -2,13 +2,13 @@
 //! process of ours stays.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::mpsc;
 
 use nbdserve::plan::{self, Resolved};
 use nbdserve::source::File;
 use nbdserve::{Cx, Error, Kind, Result, Volume};
 
+use super::device::Device;
 use super::dir::UnitDir;
 use super::events;
 use super::message::{Opened, Request, Show, Via};
@@ -17,7 +17,6 @@ use super::record::{Record, Stage, Undo};
 use super::state::StateDir;
 use super::target;
 use super::undo::{self, Kernel, Server, Stayed};
-use crate::sys::block::BlockDevice;
 use crate::target::{kernel_mount, loop_device};
 use nbdfuse::mount::Mode;
 
@@ -28,18 +27,7 @@ const PROBE_CACHE: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Mounted {
     dir: UnitDir,
-    device: Attached,
-}
-
-/// The loop device under the mount.
-#[derive(Debug)]
-struct Attached {
-    index: u32,
-    path: PathBuf,
-    /// Major and minor.
-    number: Option<(u64, u64)>,
-    /// The file behind it, as the kernel names it.
-    backing: Option<Vec<u8>>,
+    device: Device,
 }
 
 /// Mounts the image by a loop device if that is all it needs and the user did not ask for another
@@ -149,7 +137,7 @@ fn attach(
     options: &loop_device::LoopOptions<'_>,
     request: &Request,
     record: &Record,
-) -> Result<Attached> {
+) -> Result<Device> {
     let device = loop_device::attach(image.as_fd(), options)?;
     let filesystem = record
         .opened
@@ -167,14 +155,7 @@ fn attach(
             None => error,
         },
     )?;
-    let index = device.number;
-    let block = BlockDevice::named(&format!("loop{index}"))?;
-    Ok(Attached {
-        index,
-        path: device.path.clone(),
-        number: block.number(),
-        backing: loop_device::backing_file(index),
-    })
+    Ok(Device::of_loop(device.number, &device.path))
 }
 
 enum Event {
@@ -230,13 +211,8 @@ impl Mounted {
 
     /// Whether it is still in the mount table. On doubt it is.
     fn is_mounted(&self) -> bool {
-        let Ok(mounts) = crate::sys::mountinfo::mounts() else {
-            return true;
-        };
-        let device = &self.device;
-        let is_on = |mount| undo::is_on_device(mount, device.number, &device.path);
-        // It may be somebody else's as soon as its mount is gone.
-        mounts.iter().any(is_on)
-            && !loop_device::is_anothers(device.index, self.dir.id(), device.backing.as_deref())
+        crate::sys::mountinfo::mounts().map_or(true, |mounts| {
+            self.device.is_mounted(self.dir.id(), &mounts)
+        })
     }
 }

@@ -16,7 +16,6 @@ mod watch;
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
@@ -25,6 +24,7 @@ use nbdserve::error::Report;
 use nbdserve::{Error, Kind, Result};
 
 use super::channel::Channel;
+use super::device::Device;
 use super::dir::{Lock, UnitDir};
 use super::events::{self, Inbox};
 use super::front::Front;
@@ -35,9 +35,7 @@ use super::record::{Record, Undo};
 use super::state::StateDir;
 use super::target;
 use super::undo::Stayed;
-use crate::sys::block::BlockDevice;
 use crate::sys::process::adopt_orphans;
-use crate::target::{kernel_nbd, loop_device};
 
 /// The end of a dead server's channel is seen within this time, unless a child of its holds it.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -57,30 +55,6 @@ enum Event {
     Unmounted(Result<(), Stayed>),
     /// A connection of this NBD device, ours or another's.
     LinkDead(u32),
-}
-
-/// The device under a kernel file system.
-struct Device {
-    path: PathBuf,
-    /// Major and minor.
-    number: Option<(u64, u64)>,
-    /// The number of a loop device, and the file behind it.
-    loop_over: Option<(u32, Option<Vec<u8>>)>,
-    /// An NBD device disconnects itself with its last close; it is to be done in order.
-    hold: Option<kernel_nbd::NbdDevice>,
-}
-
-impl Device {
-    fn new(kind: &str, index: u32, path: &Path, hold: Option<kernel_nbd::NbdDevice>) -> Self {
-        let block = BlockDevice::named(&format!("{kind}{index}"));
-        let number = block.ok().and_then(|block| block.number());
-        Self {
-            path: path.to_owned(),
-            number,
-            loop_over: (kind == "loop").then(|| (index, loop_device::backing_file(index))),
-            hold,
-        }
-    }
 }
 
 /// Why a running unit ends.

@@ -113,7 +113,7 @@ impl Supervisor {
             };
             let device = loop_device::attach(file.as_fd(), &options)?;
             mount_device(&device.path, &request, &opened)?;
-            Ok(Device::new("loop", device.number, &device.path, None))
+            Ok(Device::of_loop(device.number, &device.path))
         })
     }
 
@@ -140,12 +140,7 @@ impl Supervisor {
             };
             let device = kernel_nbd::connect(ours, &options)?;
             mount_device(&device.path, &request, &opened)?;
-            Ok(Device::new(
-                "nbd",
-                device.index,
-                &device.path.clone(),
-                Some(device),
-            ))
+            Ok(Device::of_nbd(device))
         })
     }
 

@@ -8,7 +8,7 @@ use nbdserve::error::Report;
 
 use super::{Ending, Event, Supervisor};
 use crate::sys::mountinfo;
-use crate::target::{cached, loop_device};
+use crate::target::cached;
 use crate::unit::events;
 use crate::unit::message::FromServer;
 use crate::unit::undo::{self, Kernel, Stayed, source_of};
@@ -84,16 +84,7 @@ impl Supervisor {
             return true;
         };
         match &self.device {
-            Some(device) => {
-                let is_on = |mount| undo::is_on_device(mount, device.number, &device.path);
-                // A loop device may be somebody else's as soon as its mount is gone.
-                let is_anothers = || {
-                    device.loop_over.as_ref().is_some_and(|(number, file)| {
-                        loop_device::is_anothers(*number, self.dir.id(), file.as_deref())
-                    })
-                };
-                mounts.iter().any(is_on) && !is_anothers()
-            }
+            Some(device) => device.is_mounted(self.dir.id(), &mounts),
             None => mounts.iter().any(|m| m.source == *source_of(self.dir.id())),
         }
     }
