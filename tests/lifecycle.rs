@@ -23,13 +23,6 @@ use rustix::process::Signal;
 const SUPERVISOR: &str = "__supervise";
 const SERVER: &str = "__serve";
 
-#[track_caller]
-fn pid_of(sandbox: &Sandbox, role: &str) -> u32 {
-    let found = sandbox.processes_of(role);
-    assert_eq!(found.len(), 1, "one {role}: {:?}", sandbox.processes());
-    found[0].pid
-}
-
 /// `-u WHAT` for something that may have gone by itself meanwhile.
 #[track_caller]
 fn unmount_or_gone(sandbox: &Sandbox, what: &Path) {
@@ -49,7 +42,7 @@ fn the_death_of_either_process_takes_the_mount_down() {
             for signal in [Signal::KILL, Signal::TERM] {
                 let (sandbox, image) = with_small_disk(who);
                 let point = sandbox.mount(&["--via", via], &image, "mnt");
-                send_signal(pid_of(&sandbox, role), signal);
+                send_signal(sandbox.pid_of(role), signal);
                 until(
                     &format!("{who:?} --via {via}: {signal:?} to {role} unmounts"),
                     || mount_at(&point).is_none(),
@@ -76,7 +69,7 @@ fn a_mount_that_was_written_to_goes_with_either_process_too() {
         until("what is known of the file to be out of date", || {
             written.elapsed() > Duration::from_millis(1500)
         });
-        send_signal(pid_of(&sandbox, role), Signal::KILL);
+        send_signal(sandbox.pid_of(role), Signal::KILL);
         until(&format!("the death of {role} unmounts"), || {
             mount_at(&point).is_none()
         });
@@ -90,7 +83,7 @@ fn the_death_of_both_at_once_leaves_what_unmount_can_undo() {
     for (who, via) in SERVED {
         let (sandbox, image) = with_small_disk(who);
         let point = sandbox.mount(&["--via", via], &image, "mnt");
-        let pids = [pid_of(&sandbox, SUPERVISOR), pid_of(&sandbox, SERVER)];
+        let pids = [sandbox.pid_of(SUPERVISOR), sandbox.pid_of(SERVER)];
         // Stopped first: neither can act on the death of the other.
         for signal in [Signal::STOP, Signal::KILL] {
             for pid in pids {
@@ -157,7 +150,7 @@ fn an_open_file_gets_an_error_when_the_server_dies() {
         let image = sandbox.image(&common::images().disk_xz());
         let point = sandbox.mount(&["--via", via], &image, "mnt");
         let holder = Holder::open(&sandbox, &point.join("var/lib/random"));
-        send_signal(pid_of(&sandbox, SERVER), Signal::KILL);
+        send_signal(sandbox.pid_of(SERVER), Signal::KILL);
         until("the mount is gone", || mount_at(&point).is_none());
         assert_ne!(holder.release().code(), 0, "{who:?} --via {via}");
         sandbox.assert_clean();
@@ -295,7 +288,7 @@ fn background_processes_hold_neither_the_terminal_nor_a_folder() {
         let point = sandbox.mount(&["--via", via], &image, "mnt");
         let own = session(std::process::id());
         for role in [SUPERVISOR, SERVER] {
-            let pid = pid_of(&sandbox, role);
+            let pid = sandbox.pid_of(role);
             assert_ne!(session(pid), own, "{role} is in the session of its starter");
             let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
             assert_eq!(
@@ -305,7 +298,7 @@ fn background_processes_hold_neither_the_terminal_nor_a_folder() {
             );
         }
         let image_name = image.file_name().unwrap();
-        let supervisor = pid_of(&sandbox, SUPERVISOR);
+        let supervisor = sandbox.pid_of(SUPERVISOR);
         for fd in fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap() {
             let target = fs::read_link(fd.unwrap().path()).unwrap_or_default();
             assert_ne!(
@@ -355,7 +348,7 @@ fn a_mount_that_comes_after_the_death_of_the_server_is_taken_away() {
         .env("PATH", path);
     let launcher = mount.arg(&image).arg(&point).spawn();
     until("the helper is started", || begun.exists());
-    send_signal(pid_of(&sandbox, SERVER), Signal::KILL);
+    send_signal(sandbox.pid_of(SERVER), Signal::KILL);
     launcher.wait().expect(1);
     until("the helper has done its work", || done.exists());
     assert!(mount_at(&point).is_none());

@@ -14,13 +14,6 @@ use common::system::{mount_at, process_state};
 use common::{Sandbox, Who, until, until_no_loop};
 use rustix::process::Signal;
 
-#[track_caller]
-fn only(sandbox: &Sandbox, role: &str) -> u32 {
-    let found = sandbox.processes_of(role);
-    assert_eq!(found.len(), 1, "one {role}: {:?}", sandbox.processes());
-    found[0].pid
-}
-
 #[test]
 fn a_second_unmount_waits_for_what_the_first_one_writes_back() {
     for who in EVERYBODY {
@@ -37,7 +30,7 @@ fn a_second_unmount_waits_for_what_the_first_one_writes_back() {
         let write = "printf stored | dd conv=notrunc status=none seek=12000000 oflag=seek_bytes";
         let write = format!("{write} of={}", raw.display());
         sandbox.tool("sh").args(["-c", &write]).ok();
-        let server = only(&sandbox, "__serve");
+        let server = sandbox.pid_of("__serve");
         send_signal(server, Signal::STOP);
         let first = sandbox.loopmount().arg("-u").arg(&raw).spawn();
         until("it is unmounted", || mount_at(&raw).is_none());
@@ -88,7 +81,7 @@ fn a_mount_below_another_one_goes_when_that_is_gone() {
     let log = sandbox.units()[0].join("log");
     let tmpfs = sandbox.tool_as_root("mount").args(["-t", "tmpfs", "tmpfs"]);
     tmpfs.arg(&point).ok();
-    send_signal(only(&sandbox, "__supervise"), Signal::TERM);
+    send_signal(sandbox.pid_of("__supervise"), Signal::TERM);
     let said = || {
         let text = fs::read_to_string(&log).unwrap_or_default();
         text.matches("covered by another mount").count()
@@ -119,9 +112,7 @@ fn an_image_that_a_command_runs_in_is_busy() {
             busy.fails(4)
                 .says(&["a command runs in the image", "hint: end that"]);
             assert!(command.is_running());
-            let processes = sandbox.processes();
-            let sleep = processes.iter().find(|process| process.args[0] == "sleep");
-            send_signal(sleep.unwrap().pid, Signal::TERM);
+            send_signal(sandbox.until_sleep().pid, Signal::TERM);
             command.wait();
             sandbox.assert_clean();
         }

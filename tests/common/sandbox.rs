@@ -269,6 +269,24 @@ impl Sandbox {
         found
     }
 
+    /// The process id of the only one of a kind, as [`Self::processes_of`] has it.
+    #[track_caller]
+    pub(crate) fn pid_of(&self, role: &str) -> u32 {
+        let found = self.processes_of(role);
+        assert_eq!(found.len(), 1, "one {role}: {:?}", self.processes());
+        found[0].pid
+    }
+
+    /// The `sleep` that a command of the test runs, as soon as it does.
+    #[track_caller]
+    pub(crate) fn until_sleep(&self) -> Process {
+        let sleeps = || {
+            let all = self.processes();
+            all.into_iter().find(|process| process.args[0] == "sleep")
+        };
+        super::eventually("the command runs", sleeps)
+    }
+
     /// Where units of this one who types leave their records.
     pub(crate) fn state_dir(&self) -> PathBuf {
         match self.who {

@@ -60,11 +60,7 @@ fn a_command_is_ended_with_the_launcher_and_nothing_stays() {
                 .arg(&image)
                 .args(["--", "sleep", "1000"])
                 .spawn();
-            let sleeps = || {
-                let all = sandbox.processes();
-                all.into_iter().find(|process| process.args[0] == "sleep")
-            };
-            let sleep = common::eventually("the command runs", sleeps);
+            let sleep = sandbox.until_sleep();
             running.signal(signal);
             if signal == Signal::KILL {
                 // Nobody is left to pass the signal on; the command lives as long as it likes.
@@ -125,11 +121,7 @@ fn a_command_keeps_no_mount_that_is_unmounted_elsewhere() {
             .arg(&image)
             .args(["--", "sleep", "1000"])
             .spawn();
-        let sleeps = || {
-            let all = sandbox.processes();
-            all.into_iter().find(|process| process.args[0] == "sleep")
-        };
-        let sleep = common::eventually("the command runs", sleeps);
+        let sleep = sandbox.until_sleep();
         let table = || std::fs::read_to_string(format!("/proc/{}/mountinfo", sleep.pid)).unwrap();
         let name = point.to_str().unwrap();
         assert!(table().contains(name), "the command sees it as before");
